@@ -1,0 +1,1 @@
+"""The configuration: what a file may say (``schema``), reading it (``reader``), documenting it (``docs``)."""

