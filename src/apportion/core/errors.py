@@ -38,3 +38,33 @@ class UnknownResourceError(ApportionError):
     """A resource was named that is neither built in nor added."""
 
     code = "unknown_resource"
+
+
+class DuplicateMethodError(ApportionError):
+    """A plugin offers a method under a name that is already taken."""
+
+    code = "duplicate_method"
+
+
+class MethodFileError(ApportionError):
+    """A method's file or docstring does not have the parts that the catalogue reads."""
+
+    code = "invalid_method"
+
+
+class SavedStateError(ApportionError):
+    """Saved learned state does not belong to this method or cannot be read."""
+
+    code = "invalid_saved_state"
+
+
+class AmountError(ApportionError):
+    """An amount of a resource is not a finite number of zero or more, or was not reserved before."""
+
+    code = "invalid_amount"
+
+
+class BudgetError(ApportionError):
+    """A budget is described in a way that cannot be kept: its amount, window or refill."""
+
+    code = "invalid_budget"

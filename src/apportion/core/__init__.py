@@ -1,0 +1,92 @@
+"""The words everything else is written in. Standard library only, no I/O."""
+
+from apportion.core import catalogue
+from apportion.core.budget import Account, Budget
+from apportion.core.cost import Cost
+from apportion.core.decision import Decision
+from apportion.core.errors import (
+    AmountError,
+    ApportionError,
+    BudgetError,
+    DuplicateMethodError,
+    MethodFileError,
+    ParameterError,
+    SavedStateError,
+    UnknownMethodError,
+    UnknownResourceError,
+)
+from apportion.core.ledger import Ledger, MemoryLedger, Refusal
+from apportion.core.method import AnyOf, Constraint, Interval, Kind, MappingOf, Method, OneOf
+from apportion.core.option import Option
+from apportion.core.outcome import Outcome, Status
+from apportion.core.policy import Policy
+from apportion.core.resource import (
+    BYTES,
+    FLOPS,
+    GCO2,
+    JOULES,
+    REQUESTS,
+    SAMPLES,
+    SECONDS,
+    SERVER_SECONDS,
+    TOKENS,
+    USD,
+    Resource,
+    add_resource,
+    resource,
+    resources,
+)
+from apportion.core.state import State
+from apportion.core.strategy import Answer, Call, Plan, Reply, Strategy, drive
+
+__all__ = [
+    "BYTES",
+    "FLOPS",
+    "GCO2",
+    "JOULES",
+    "REQUESTS",
+    "SAMPLES",
+    "SECONDS",
+    "SERVER_SECONDS",
+    "TOKENS",
+    "USD",
+    "Account",
+    "AmountError",
+    "Answer",
+    "AnyOf",
+    "ApportionError",
+    "Budget",
+    "BudgetError",
+    "Call",
+    "Constraint",
+    "Cost",
+    "Decision",
+    "DuplicateMethodError",
+    "Interval",
+    "Kind",
+    "Ledger",
+    "MappingOf",
+    "MemoryLedger",
+    "Method",
+    "MethodFileError",
+    "OneOf",
+    "Option",
+    "Outcome",
+    "ParameterError",
+    "Plan",
+    "Policy",
+    "Refusal",
+    "Reply",
+    "Resource",
+    "SavedStateError",
+    "State",
+    "Status",
+    "Strategy",
+    "UnknownMethodError",
+    "UnknownResourceError",
+    "add_resource",
+    "catalogue",
+    "drive",
+    "resource",
+    "resources",
+]

@@ -1,0 +1,28 @@
+"""What a decision really cost and was worth, with what is not known said so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from apportion.core.cost import Cost
+
+Status = Literal["ok", "failed", "timeout", "cancelled", "refused"]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a decision. It may come late, twice, out of order or never. Treat it as immutable.
+
+    ``decision_id`` and ``action`` are the decision's; ``cost`` is measured. ``quality`` is in [0, 1],
+    None when no signal came (yet). ``latency_s`` is None when unknown. ``censored`` says that a limit cut
+    it short, so the true cost and latency are at least those given.
+    """
+
+    decision_id: str
+    status: Status
+    action: str | None
+    cost: Cost
+    quality: float | None = None
+    latency_s: float | None = None
+    censored: bool = False
