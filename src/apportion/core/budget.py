@@ -211,7 +211,7 @@ class Account:
         self._advance(now)
         if reserved_units > self.reserved_units:
             raise AmountError(
-                f"Account {self.budget.name!r} has {self.reserved_units} units reserved, not {reserved_units}:"
+                f"Account {self.budget.name!r} holds {self.reserved_units} units, not {reserved_units}:"
                 " a reservation was settled or released twice.",
                 field="reserved_units",
             )

@@ -29,29 +29,35 @@ class Decision:
     why: str
 
     def explain(self) -> str:
-        """The decision in one or two sentences: what was chosen, its worth, the prices, the alternatives."""
+        """The decision in one or two sentences: what was chosen and why, its sum, the alternatives."""
+        n = len(self.options)
         if self.choice is None:
-            offered = f" Offered: {', '.join(o.action for o in self.options)}." if self.options else ""
-            return f"Chose nothing: {self.why}.{offered}"
-        chosen = self.options[self.choice]
-        text = f"Chose {chosen.action}"
-        if self.probability is not None and self.probability < 1.0:
-            text += f" (probability {self.probability:.3g})"
-        text += f": {self.why}."
-        text += f" It promised {_dollars(chosen.value)} of value for {_amounts(chosen.cost)}"
-        if self.prices:
-            text += f" at prices {_prices(self.prices)}"
-        worth = self.worths[self.choice]
-        text += f", which leaves {_dollars(worth)}" if worth is not None else ""
-        others = [i for i in range(len(self.options)) if i != self.choice]
+            offered = f" Offered: {', '.join(o.action for o in self.options[:_SHOWN])}" if n else ""
+            more = f" and {n - _SHOWN} more" if n > _SHOWN else ""
+            return f"Chose nothing: {self.why}." + (f"{offered}{more}." if n else "")
+        drawn = self.probability is not None and self.probability < 1.0
+        chance = f" with probability {self.probability:.3g}" if drawn else ""
+        text = f"Chose {self.action} of {n} option{'s' if n > 1 else ''}{chance}, {self.why}: {self._sum()}."
+        others = sorted((i for i in range(n) if i != self.choice), key=self._rank)
         if others:
-            shown = sorted(others, key=self._rank)[:_SHOWN]
-            text += "; the alternatives: " + ", ".join(
-                f"{self.options[i].action} {_dollars(self.worths[i])}" for i in shown
+            named = ", ".join(f"{self.options[i].action} {_dollars(self.worths[i])}" for i in others[:_SHOWN])
+            more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+            text += f" The alternatives would leave: {named}{more}."
+        return text
+
+    def _sum(self) -> str:
+        """Value minus cost at prices, in words and numbers, for the chosen option."""
+        chosen = self.options[self.choice or 0]
+        worth = self.worths[self.choice or 0]
+        priced = {name: price for name, price in self.prices.items() if price}
+        text = f"{_dollars(chosen.value)} of value"
+        if priced:
+            paid = None if worth is None else chosen.value - worth
+            bill = ", ".join(
+                f"{_amount(chosen.cost.get(name))} {name} at {price:.4g}" for name, price in priced.items()
             )
-            if len(others) > _SHOWN:
-                text += f" and {len(others) - _SHOWN} more"
-        return text + "."
+            text += f" less {_dollars(paid)} of cost ({bill})"
+        return f"{text} leaves {_dollars(worth)}"
 
     def _rank(self, index: int) -> tuple[bool, float, int]:
         worth = self.worths[index]
@@ -59,18 +65,14 @@ class Decision:
 
 
 _SHOWN = 4
-"""Alternatives named in an explanation; the rest are counted."""
+"""Options named in an explanation; the rest are counted."""
+
+
+def _amount(amount: float | None) -> str:
+    return "an unknown amount of" if amount is None else f"{amount:.4g}"
 
 
 def _dollars(amount: float | None) -> str:
     if amount is None:
-        return "unknown"
+        return "an unknown amount"
     return f"-${-amount:.4g}" if amount < 0 else f"${amount:.4g}"
-
-
-def _amounts(amounts: Mapping[str, float]) -> str:
-    return ", ".join(f"{amount:.4g} {name}" for name, amount in amounts.items()) or "an unknown cost"
-
-
-def _prices(prices: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {_dollars(price)}" for name, price in prices.items())
