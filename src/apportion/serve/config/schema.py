@@ -43,7 +43,7 @@ Seconds = Annotated[float, Meta(extra={"unit": "duration"})]
 """A number of seconds, or a string such as ``250ms``."""
 Bytes = Annotated[int, Meta(extra={"unit": "size"})]
 """A number of bytes, or a string such as ``20MiB``."""
-Window = Annotated[float, Meta(gt=0, extra={"unit": "duration"})] | None
+Window = Annotated[float, Meta(gt=0, extra={"unit": "window"})] | None
 """Seconds; None (written ``forever``) never starts again."""
 Count = Annotated[int, Meta(ge=1)]
 UsdPerMtok = Annotated[float, Meta(ge=0)]

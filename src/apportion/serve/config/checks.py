@@ -1,0 +1,269 @@
+"""What must hold between the parts of a configuration: names that exist, kinds that have what they need."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path as FilePath
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from apportion.core import catalogue
+from apportion.core.errors import ApportionError, ParameterError, UnknownMethodError
+from apportion.core.resource import resource, resources
+from apportion.serve.config.convert import nearest
+from apportion.serve.config.document import Path
+from apportion.serve.config.schema import Budget, Config, Endpoint, Key, Model, PolicyChoice
+
+_KIND_ONLY = {
+    "weights": "local",
+    "sha256": "local",
+    "context_tokens": "local",
+    "threads": "local",
+    "embeddings": "local",
+    "file": "replay",
+    "speed": "replay",
+}
+_HEADER = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_OWN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection"})
+
+
+class Fault(NamedTuple):
+    """One thing wrong, before the reader adds the file and the line."""
+
+    path: Path
+    message: str
+    fix: str | None = None
+
+
+def faults(config: Config, names: Callable[[str], set[str]]) -> Iterator[Fault]:
+    """Everything wrong between the parts of ``config``.
+
+    ``names("endpoints")`` are the names the file mentions there, also those whose own values are wrong, so
+    that one mistake is not reported again wherever its name is used.
+    """
+    if not names("keys"):
+        yield from exposure(config)
+    for index, key in enumerate(config.keys):
+        yield from _key(("keys", index), key, config.keys[:index], names("models"))
+    for name, endpoint in config.endpoints.items():
+        yield from _endpoint(("endpoints", name), endpoint)
+    if not names("models"):
+        yield Fault(("models",), "no model is configured.", "Give one: `models: {NAME: ENDPOINT}`.")
+    for name, model in config.models.items():
+        yield from _model(("models", name), model, names("endpoints"))
+    yield from _prices(config)
+    seen: set[str] = set()
+    for index, budget in enumerate(config.budgets):
+        yield from _budget(("budgets", index), budget, names)
+        if budget.name in seen:
+            yield Fault(
+                ("budgets", index, "name"), f"another budget is called {budget.name!r}.", "Rename one."
+            )
+        seen.add(budget.name)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def exposure(config: Config) -> Iterator[Fault]:
+    """An open proxy that others can reach is refused."""
+    if not is_loopback(config.listen.host) and not config.keys:
+        yield Fault(
+            ("listen", "host"),
+            f"{config.listen.host!r} can be reached from other machines, and there are no keys.",
+            "Add `keys`, or listen on 127.0.0.1.",
+        )
+
+
+def _key(path: Path, key: Key, before: list[Key], models: set[str]) -> Iterator[Fault]:
+    if (key.secret is None) == (key.secret_sha256 is None):
+        yield Fault(path, f"the key {key.name!r} needs exactly one of `secret` and `secret_sha256`.")
+    for other in before:
+        if other.name == key.name:
+            yield Fault((*path, "name"), f"another key is called {key.name!r}.", "Rename one of them.")
+        elif key.digest() and other.digest() == key.digest():
+            yield Fault(path, f"the keys {other.name!r} and {key.name!r} have the same secret.")
+    if key.models is not None:
+        for index, name in enumerate(key.models):
+            if name not in models:
+                yield Fault(
+                    (*path, "models", index), f"there is no model {name!r}.", nearest(name, sorted(models))
+                )
+    if key.budget is not None and key.budget.usd is None and key.budget.tokens is None:
+        yield Fault((*path, "budget"), "names no amount.", "Give `usd` or `tokens`.")
+
+
+def _endpoint(path: Path, endpoint: Endpoint) -> Iterator[Fault]:
+    for name, kind in _KIND_ONLY.items():
+        if endpoint.kind != kind and getattr(endpoint, name) not in (None, False):
+            yield Fault((*path, name), f"only an endpoint of kind `{kind}` has this.", "Remove it.")
+    if endpoint.kind in ("openai", "anthropic"):
+        yield from _address((*path, "base_url"), endpoint)
+    else:
+        for name in ("base_url", "api_key"):
+            if getattr(endpoint, name) is not None:
+                yield Fault(
+                    (*path, name), f"an endpoint of kind `{endpoint.kind}` has no address.", "Remove it."
+                )
+    if endpoint.kind == "local" and not endpoint.weights:
+        yield Fault(
+            (*path, "weights"), "missing.", "Name the weights; `apportion models` lists what there is."
+        )
+    if endpoint.kind == "local" and endpoint.weights:
+        yield from _weights(path, endpoint.weights, endpoint.sha256)
+    if endpoint.kind == "replay" and not endpoint.file:
+        yield Fault((*path, "file"), "missing.", "Name the recording (JSON lines).")
+    for where, file in ((("file",), endpoint.file), (("tls", "ca_file"), endpoint.tls.ca_file)):
+        if (
+            file is not None
+            and endpoint.kind == _KIND_ONLY.get(where[0], endpoint.kind)
+            and not _is_file(file)
+        ):
+            yield Fault((*path, *where), f"there is no file {file!r}.", "Paths are relative to this file.")
+    if endpoint.usd_per_hour is not None and endpoint.price != "auto":
+        yield Fault((*path, "price"), "given together with `usd_per_hour`.", "Keep one of them.")
+    if endpoint.apis is not None and not endpoint.apis:
+        yield Fault((*path, "apis"), "the list is empty.", "Name at least one, or leave it out.")
+    if endpoint.breaker.open_s > endpoint.breaker.max_open_s:
+        yield Fault((*path, "breaker", "open_s"), "longer than `max_open_s`.")
+    if endpoint.health.probe is not None and not endpoint.health.probe.startswith("/"):
+        yield Fault((*path, "health", "probe"), "expected a path that begins with `/`.")
+    for header, value in endpoint.headers.items():
+        if not _HEADER.fullmatch(header) or not value.reveal().isascii():
+            yield Fault((*path, "headers", header), "not a header that HTTP allows.")
+        elif header.lower() in _OWN_HEADERS:
+            yield Fault((*path, "headers", header), "this header is the proxy's own.", "Remove it.")
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return FilePath(name).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _weights(path: Path, weights: str, sha256: str | None) -> Iterator[Fault]:
+    from apportion.serve.store.errors import ModelRefError
+    from apportion.serve.store.ref import FileRef, known, parse
+
+    try:
+        ref = parse(weights)
+    except ModelRefError as error:
+        yield Fault((*path, "weights"), error.message, error.fix)
+        return
+    if sha256 is None and known(ref) is None and not isinstance(ref, FileRef):
+        yield Fault((*path, "sha256"), "missing.", "Weights from elsewhere are pinned by their SHA-256.")
+
+
+def _address(path: Path, endpoint: Endpoint) -> Iterator[Fault]:
+    if endpoint.base_url is None:
+        if endpoint.kind == "openai":
+            yield Fault(path, "missing.", "Give the address, for example `https://api.openai.com/v1`.")
+        return
+    try:
+        parts = urlsplit(endpoint.base_url)
+        port_is_right = parts.port is None or parts.port > 0
+    except ValueError:
+        port_is_right = False
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_right:
+        yield Fault(path, "expected an address such as `https://api.openai.com/v1`.")
+    elif parts.username is not None or parts.password is not None:
+        yield Fault(path, "an address may not hold a user or password.", "Use `api_key` or `headers`.")
+    elif parts.query or parts.fragment:
+        yield Fault(path, "an address may not hold a query or fragment.", "Remove what follows `?` or `#`.")
+
+
+def _model(path: Path, model: Model, endpoints: set[str]) -> Iterator[Fault]:
+    seen: set[tuple[str, str | None]] = set()
+    for index, target in enumerate(model.endpoints):
+        where = (*path, "endpoints", index)
+        if target.endpoint not in endpoints:
+            yield Fault(
+                where,
+                f"there is no endpoint {target.endpoint!r}.",
+                nearest(target.endpoint, sorted(endpoints)),
+            )
+        if (target.endpoint, target.model) in seen:
+            yield Fault(
+                where, f"the endpoint {target.endpoint!r} is there twice.", "Use `weight` for a larger share."
+            )
+        seen.add((target.endpoint, target.model))
+    if model.endpoints and all(target.weight == 0 for target in model.endpoints):
+        yield Fault((*path, "endpoints"), "every weight is 0.", "Give one of them more.")
+    if model.retries.backoff_s > model.retries.max_backoff_s:
+        yield Fault((*path, "retries", "backoff_s"), "longer than `max_backoff_s`.")
+    yield from _policy((*path, "policy"), model.policy)
+
+
+def _policy(path: Path, choice: PolicyChoice) -> Iterator[Fault]:
+    known = catalogue.names("route")
+    if choice.name not in known:
+        yield Fault((*path, "name"), f"there is no policy {choice.name!r}.", nearest(choice.name, known))
+        return
+    try:
+        allowed = catalogue.find(choice.name).signature()
+    except UnknownMethodError as error:
+        yield Fault((*path, "name"), error.message, error.fix)
+        return
+    strange = [name for name in choice.parameters if name not in allowed]
+    for name in strange:
+        yield Fault((*path, name), f"{choice.name} has no such parameter.", nearest(name, allowed))
+    if strange:
+        return
+    try:
+        catalogue.build(choice.name, **choice.parameters)
+    except ParameterError as error:
+        yield Fault((*path, error.field) if error.field else path, error.message, error.fix)
+    except ApportionError as error:
+        yield Fault(path, error.message, error.fix)
+    except TypeError:
+        missing = [
+            name for name, p in allowed.items() if p.default is p.empty and name not in choice.parameters
+        ]
+        yield Fault(path, f"{choice.name} also needs {', '.join(missing)}.", "Write it beside `name`.")
+
+
+def _prices(config: Config) -> Iterator[Fault]:
+    for name, price in config.prices.items():
+        if name not in {known.name for known in resources()}:
+            yield Fault(("prices", name), f"there is no resource {name!r}.", _nearest_resource(name))
+        elif name == "usd" and price != 1:
+            yield Fault(("prices", name), "a dollar is always worth 1.", "Remove it.")
+
+
+def _budget(path: Path, budget: Budget, names: Callable[[str], set[str]]) -> Iterator[Fault]:
+    if budget.resource not in {known.name for known in resources()}:
+        message = f"there is no resource {budget.resource!r}."
+        yield Fault((*path, "resource"), message, _nearest_resource(budget.resource))
+    else:
+        try:
+            resource(budget.resource).to_units(budget.amount)
+        except ApportionError as error:
+            yield Fault((*path, "amount"), error.message, error.fix)
+    if budget.window is not None and budget.refill_per_s is not None:
+        yield Fault(path, "has both `window` and `refill_per_s`.", "Keep one of them.")
+    kind, colon, name = budget.scope.partition(":")
+    if kind not in ("key", "model", "endpoint") or (not colon and kind != "key"):
+        if budget.scope != "all":
+            fix = "Write `all`, `key`, `key:NAME`, `model:NAME` or `endpoint:NAME`."
+            yield Fault((*path, "scope"), f"unknown scope {budget.scope!r}.", fix)
+    elif colon:
+        known = names(f"{kind}s")
+        if name not in known:
+            yield Fault((*path, "scope"), f"there is no {kind} {name!r}.", nearest(name, sorted(known)))
+    elif not names("keys"):
+        yield Fault((*path, "scope"), "there are no keys.", "Use `all`, or add `keys`.")
+
+
+def _nearest_resource(name: str) -> str:
+    return nearest(name, [known.name for known in resources()])
