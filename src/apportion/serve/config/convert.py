@@ -237,11 +237,8 @@ class Converter:
             if value is None and unit in ("duration", "window"):
                 value = units.duration_s(text)
         if value is None or not _within(kind, value):
-            fix = (
-                nearest(text, kind.values)
-                if isinstance(kind, inspect.LiteralType) and node.text == text
-                else None
-            )
+            near = isinstance(kind, inspect.LiteralType) and not filled and _near(text, kind.values)
+            fix = f"Did you mean `{near}`?" if near else None
             return self.refuse(
                 path, node.line, f"expected {_expected(kind, unit)}, found {_found(node)}.", fix
             )
@@ -251,10 +248,15 @@ class Converter:
 def nearest(wrong: str, right: Iterable[object]) -> str:
     """The fix for a misspelt name: the nearest right one, or all of them."""
     names = [str(name) for name in right]
-    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
+    near = _near(wrong, names)
     if near:
-        return f"Did you mean `{near[0]}`?"
+        return f"Did you mean `{near}`?"
     return f"Known: {', '.join(f'`{name}`' for name in names)}." if names else "There are none."
+
+
+def _near(wrong: str, right: Iterable[object]) -> str | None:
+    found = difflib.get_close_matches(wrong, [str(name) for name in right], n=1, cutoff=0.6)
+    return found[0] if found else None
 
 
 @functools.cache

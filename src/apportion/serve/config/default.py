@@ -1,4 +1,4 @@
-"""The configuration of ``apportion up`` when there is no file: one small real model, run by the proxy itself."""
+"""The configuration of ``apportion up`` when there is no file: one small real model, run by the proxy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ models:
 
 
 def default_config(environ: Mapping[str, str] | None = None) -> Config:
-    """The embedded default. ``APPORTION_API_KEY`` in ``environ``, if set, becomes the key that clients need."""
+    """The embedded default. ``APPORTION_API_KEY`` in ``environ``, if set, is the key that clients need."""
     environ = os.environ if environ is None else environ
     config = loads(DEFAULT, "the embedded default", environ=environ)
     secret = environ.get(API_KEY, "").strip()

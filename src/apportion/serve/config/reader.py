@@ -126,7 +126,9 @@ def _resolve_endpoint(endpoint: Endpoint, folder: FilePath) -> Endpoint:
         return file if not file else str(folder / FilePath(file).expanduser())
 
     weights = endpoint.weights
-    if weights is not None and weights.startswith("file:"):
+    if weights is not None and (
+        weights.startswith("file:") or (":" not in weights and ("/" in weights or weights.endswith(".gguf")))
+    ):
         weights = f"file:{absolute(weights.removeprefix('file:'))}"
     return msgspec.structs.replace(
         endpoint,
