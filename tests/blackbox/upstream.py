@@ -569,6 +569,15 @@ async def comments_mid(x: Exchange) -> None:
         await x.chunk(b": still here\n\n" if x.stream else b" ")
 
 
+@fault("skip", "skip")
+async def cut_after_role(x: Exchange) -> None:
+    """The first event carries no content; what may be done then has a test of its own."""
+    await x.head(200, chunked=True)
+    await x.chunk(x.parts()[0])
+    await asyncio.sleep(0.05)
+    x.reset()
+
+
 @fault("after", "skip")
 async def error_mid(x: Exchange) -> None:
     await x.begin()
