@@ -20,6 +20,7 @@ from apportion.core.method import AnyOf, Constraint, Interval, Kind, MappingOf, 
 from apportion.core.option import Option
 from apportion.core.outcome import Outcome, Status
 from apportion.core.policy import Policy
+from apportion.core.pricer import Pricer
 from apportion.core.resource import (
     BYTES,
     FLOPS,
@@ -75,6 +76,7 @@ __all__ = [
     "ParameterError",
     "Plan",
     "Policy",
+    "Pricer",
     "Refusal",
     "Reply",
     "Resource",

@@ -132,6 +132,16 @@ class AnyOf(Constraint):
         return " or ".join(str(choice) for choice in self.choices)
 
 
+def check_parameters(owner: str, constraints: Mapping[str, Constraint], values: Mapping[str, object]) -> None:
+    """Raise `ParameterError` for the first of ``values`` that its constraint does not allow."""
+    for name, value in values.items():
+        constraint = constraints.get(name)
+        if constraint is not None and not constraint.allows(value):
+            raise ParameterError(
+                f"The {name!r} parameter of {owner} must be {constraint}, got {value!r}.", field=name
+            )
+
+
 class Method(ABC):
     """A method: keyword-only constructor parameters (which are also its configuration keys) and learned
     state.
@@ -164,13 +174,7 @@ class Method(ABC):
 
     def start(self) -> None:
         """Check every parameter against ``constraints``, then `reset`; raises `ParameterError`."""
-        for name, value in self.parameters().items():
-            constraint = self.constraints.get(name)
-            if constraint is not None and not constraint.allows(value):
-                raise ParameterError(
-                    f"The {name!r} parameter of {type(self).__name__} must be {constraint}, got {value!r}.",
-                    field=name,
-                )
+        check_parameters(type(self).__name__, self.constraints, self.parameters())
         self.reset()
 
     def clone(self) -> Self:
