@@ -121,6 +121,8 @@ class _Builder:
             raise _Refused(line, "nested too deep.", f"At most {MAX_DEPTH} levels are read.")
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, line)
+        if node.tag not in ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"):
+            raise _tagged(node, line)
         if isinstance(node, yaml.SequenceNode):
             return Items(tuple(self.build(item, depth + 1) for item in node.value), line)
         return self._mapping(node, line, depth)
@@ -128,7 +130,7 @@ class _Builder:
     def _scalar(self, node: yaml.ScalarNode, line: int) -> Scalar:
         kind = _TAGS.get(node.tag)
         if kind is None:
-            raise _Refused(line, f"the YAML tag {node.tag!r} is not allowed.", "Remove it.")
+            raise _tagged(node, line)
         return Scalar(node.value, kind, line)
 
     def _mapping(self, node: yaml.Node, line: int, depth: int) -> Fields:
@@ -166,3 +168,7 @@ class _Builder:
             for key, entry in part.fields.items():
                 found.setdefault(key, entry)
         return found
+
+
+def _tagged(node: yaml.Node, line: int) -> _Refused:
+    return _Refused(line, f"the YAML tag {node.tag!r} is not allowed.", "Remove it.")
