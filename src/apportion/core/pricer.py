@@ -52,7 +52,7 @@ LIMIT = 1e9
 _N0 = 10.0
 """As if so many spendings had been seen before the first: keeps the first steps from being wild."""
 
-_FLOOR = 0.01
+_FLOOR = 0.1
 """Where the multiplicative update starts from, as a share of D; the price it shows is what is above."""
 
 _CATCH_UP = 10.0
@@ -93,7 +93,7 @@ class Pricer:
         update: Update = "additive",
         pace: Pace = "adaptive",
         outside: Mapping[str, float] | None = None,
-        step: float = 1.0,
+        step: float = 0.5,
         cap: float = 10.0,
         worth_usd: float = 1.0,
     ) -> None:
@@ -287,7 +287,7 @@ class _Dual:
         """Continue from `save`."""
         if saved.keys() != set(_SAVED):
             raise SavedStateError(
-                f"The saved price of budget {self.budget.name!r} has {sorted(saved)}, expected {sorted(_SAVED)}.",
+                f"The saved price of budget {self.budget.name!r} has {sorted(saved)}, not {sorted(_SAVED)}.",
                 field=self.budget.name,
             )
         for name, value in saved.items():
