@@ -1,0 +1,73 @@
+"""The OpenAPI document is served, is the one in the documentation, and tells the truth (schemathesis)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .proxy import SECRETS, Gateway
+from .wire import ask
+
+PATHS = {
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/models",
+    "/v1/models/{id}",
+    "/apportion/decisions/{id}",
+    "/health/live",
+    "/health/ready",
+    "/metrics",
+}
+
+
+async def test_served_without_a_key_and_complete(gateway: Gateway) -> None:
+    response = await ask(gateway.port, "GET", "/openapi.json")
+    assert response.status == 200
+    document = response.json
+    assert document["openapi"].startswith("3.")
+    named = {p.replace("{model}", "{id}").replace("{decision_id}", "{id}") for p in document["paths"]}
+    assert named >= PATHS
+
+
+async def test_same_as_in_the_documentation(gateway: Gateway) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    kept = list(docs.rglob("openapi.json"))
+    assert kept, "the document is not kept in docs/"
+    assert (await ask(gateway.port, "GET", "/openapi.json")).json == json.loads(kept[0].read_text())
+
+
+@pytest.mark.slow
+def test_schemathesis(gateway: Gateway, tmp_path: Path) -> None:
+    """Generated requests, right and wrong: no server error, and only documented statuses, types and bodies."""
+    command = [
+        str(Path(sys.executable).with_name("schemathesis")),
+        "run",
+        f"{gateway.url}/openapi.json",
+        "-H",
+        f"Authorization: Bearer {SECRETS['KEY_ALICE']}",
+        "--checks",
+        "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
+        "--max-examples",
+        "25",
+        "--seed",
+        "1",
+        "--phases",
+        "examples,coverage,fuzzing",
+        "--workers",
+        "2",
+        "--no-color",
+    ]
+    env = {**os.environ, "HOME": str(tmp_path), "NO_PROXY": "*"}
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path, env=env
+    )
+    assert run.returncode == 0, (run.stdout + run.stderr)[-6000:]
