@@ -1,7 +1,8 @@
 """Writes the reference of the configuration and of the errors from the code that reads and raises them.
 
 ``python -m apportion.serve.config.docs [FOLDER]`` writes ``configuration.md`` and ``errors.md`` into
-``FOLDER`` (default ``docs/reference``); with ``--check`` it writes nothing and fails if what is there is not the same.
+``FOLDER`` (default ``docs/reference``); with ``--check`` it writes nothing and fails if what is there
+is not the same.
 """
 
 from __future__ import annotations
@@ -72,18 +73,18 @@ _CONFIGURATION = f"""\
 
 `apportion.yaml` says where the proxy listens, who may use it, which endpoints answer and what may be spent.
 `apportion check FILE` tells everything that is wrong with a file at once, each with its line and the fix; a
-running proxy takes a changed file with `apportion reload` or `SIGHUP`, and keeps the old one if the new one is
-not valid.
+running proxy takes a changed file with `apportion reload` or `SIGHUP`, and keeps the old one if the new one
+is not valid.
 
 ```yaml
 {EXAMPLE}```
 
-- **Durations** are numbers of seconds, or `250ms`, `30s`, `5m`, `1h`, `1d`. **Sizes** are numbers of bytes, or
-  `64KiB`, `20MiB`.
+- **Durations** are numbers of seconds, or `250ms`, `30s`, `5m`, `1h`, `1d`. **Sizes** are numbers of bytes,
+  or `64KiB`, `20MiB`.
 - **`${{NAME}}`** in any value is filled from the environment; `${{NAME:-default}}` has a default; `$${{` is a
   plain `${{`. Inside `{{...}}` it needs quotes. A variable that is not set is an error.
-- **Short forms**: a model may be just an endpoint's name or a list of them, an entry of its `endpoints` just a
-  name, a `policy` just a name. A policy's parameters stand beside its `name`.
+- **Short forms**: a model may be just an endpoint's name or a list of them, an entry of its `endpoints` just
+  a name, a `policy` just a name. A policy's parameters stand beside its `name`.
 - Top-level keys that begin with `x-` are ignored: a place for YAML anchors (`&name`, `*name`, `<<`).
 - Relative paths are taken from the folder of the file.
 - An unknown key, a key twice, a value of a wrong type or out of range, a name that does not exist: each is
@@ -100,8 +101,8 @@ Every error has a stable code, names the field at fault where there is one, and 
 ## Answers of the gateway
 
 The body has the shape the calling SDK expects (OpenAI's or Anthropic's). The header `x-apportion-error: CODE`
-marks the gateway's own errors: an answer without it is the upstream's. "Retry" is what the header `x-should-retry`
-says; where it says nothing, the client's own rule holds.
+marks the gateway's own errors: an answer without it is the upstream's. "Retry" is what the header
+`x-should-retry` says; where it says nothing, the client's own rule holds.
 
 """
 
