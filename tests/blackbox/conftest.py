@@ -18,7 +18,8 @@ PRICE = {"input_usd_per_mtok": 10.0, "output_usd_per_mtok": 1000.0}
 """Dear enough that dollars are seen: an output token is a tenth of a cent."""
 QUICK = {"connect_s": 1.0, "first_token_s": 1.5, "gap_s": 1.0, "total_s": 30.0}
 FAIL_FAST: dict[str, Any] = {"attempts": 1}
-NEVER_OPEN = {"failures": 1_000_000}
+NEVER_OPEN = {"failures": 1_000_000, "open_s": 0.001, "max_open_s": 0.001}
+"""Faults of one test must not take the endpoint away from the next; nor must a long retry-after."""
 
 Json = dict[str, Any]
 

@@ -68,7 +68,7 @@ class Gateway:
             config if isinstance(config, str) else yaml.safe_dump(config, sort_keys=False)
         )
 
-    def start(self) -> Gateway:
+    def start(self, within_s: float = START_S) -> Gateway:
         command = [sys.executable, "-m", "apportion.cli", "serve", "--config", str(self.config_file)]
         command += ["--port", str(self.port), *self.args]
         with (self.directory / "stdout").open("ab") as out, (self.directory / "stderr").open("ab") as err:
@@ -80,12 +80,12 @@ class Gateway:
                 env=self.env,
                 start_new_session=True,
             )
-        self.wait_ready()
+        self.wait_ready(within_s)
         return self
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, within_s: float = START_S) -> None:
         assert self.process is not None
-        until = time.monotonic() + START_S
+        until = time.monotonic() + within_s
         while time.monotonic() < until:
             if self.process.poll() is not None:
                 raise AssertionError(
@@ -99,7 +99,7 @@ class Gateway:
                 pass
             time.sleep(0.05)
         self.kill()
-        raise AssertionError(f"the proxy was not ready after {START_S} s: {self.output()[-3000:]}")
+        raise AssertionError(f"the proxy was not ready after {within_s} s: {self.output()[-3000:]}")
 
     def signal(self, number: int) -> None:
         assert self.process is not None

@@ -441,7 +441,7 @@ class TestFraming:
 
     @pytest.mark.parametrize("extra", [b"\n", b"\r", b" "])
     async def test_bare_line_ends(self, gateway: Gateway, extra: bytes) -> None:
-        """A lone LF as a line end or a folded header: refused, or read as one header; never as two requests."""
+        """A lone LF as a line end, a folded header: refused, or read as one header; never as two requests."""
         raw = b"GET /health/live HTTP/1.1\r\nhost: x\r\nx-a: 1" + extra + b" GET /v1/models HTTP/1.1\r\n\r\n"
         async with await Wire.open(gateway.port) as wire:
             await wire.send(raw)

@@ -47,7 +47,7 @@ async def test_same_as_in_the_documentation(gateway: Gateway) -> None:
 
 @pytest.mark.slow
 def test_schemathesis(gateway: Gateway, tmp_path: Path) -> None:
-    """Generated requests, right and wrong: no server error, and only documented statuses, types and bodies."""
+    """Generated requests, right and wrong: no server error, only documented statuses, types and bodies."""
     command = [
         str(Path(sys.executable).with_name("schemathesis")),
         "run",

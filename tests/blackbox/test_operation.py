@@ -271,7 +271,7 @@ class TestStop:
     async def test_drain_has_an_end(
         self, start: Callable[..., Gateway], config: Json, upstream: Upstream
     ) -> None:
-        """After `drain_s` what is left is cut, honestly: with an error in the stream, not with a clean end."""
+        """After `drain_s` what is left is cut, honestly: with an error in the stream, not a clean end."""
         gateway = start({**config, "listen": {"drain_s": 0.5}})
         marker = upstream.script(new_marker(), want=Want(words=100_000), delay_s=0.02)
         wire = await Wire.open(gateway.port)
