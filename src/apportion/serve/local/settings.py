@@ -10,7 +10,7 @@ Pooling = Literal["model", "mean", "cls", "last"]
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The parameters of one llama.cpp server. The key travels here, not in argv, where others could read it."""
+    """The parameters of one llama.cpp server. The key travels here, for argv is open to other users."""
 
     path: str
     alias: str
