@@ -1,0 +1,306 @@
+"""The application behind the server: finds the handler of a path, answers errors in the caller's dialect.
+
+One object per worker. Nothing here knows a policy, an upstream or a socket by name.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+
+from apportion.serve import errors, openapi, translation
+from apportion.serve.call import DIALECTS, ROUTES, Api, parse
+from apportion.serve.config.schema import Key
+from apportion.serve.flow import UpstreamAnswer, answer
+from apportion.serve.http.server import Request, Responder
+from apportion.serve.job import Job
+from apportion.serve.meters import Meters
+from apportion.serve.records import Records, explain, owner
+from apportion.serve.runtime import Runtime
+
+logger = logging.getLogger("apportion.gateway")
+
+_JSON: Final = b"content-type: application/json\r\n"
+_TEXT: Final = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
+_LONGEST_RETRY_AFTER_S: Final = 3600.0
+
+Siblings = Callable[[int, str], Awaitable[bytes | None]]
+"""Asks another worker for a path on its control socket; None if it does not have it."""
+
+
+class Gateway:
+    """Answers every request of one worker."""
+
+    def __init__(self, runtime: Runtime, meters: Meters, records: Records, *, rng: random.Random) -> None:
+        self.runtime = runtime
+        self.meters = meters
+        self.records = records
+        self.draining = False
+        self.ready: Callable[[], str | None] = lambda: None
+        """What keeps the worker from being ready, or None."""
+        self.sibling: Siblings | None = None
+        self._rng = rng
+        self._apis: dict[str, Api] = {
+            prefix + path: api for path, api in ROUTES.items() for prefix in ("/v1", "")
+        }
+        self._gets: dict[str, Callable[[Request, Responder, str], Awaitable[None]]] = {
+            "/": self._index,
+            "/health": self._live,
+            "/health/live": self._live,
+            "/health/ready": self._ready,
+            "/metrics": self._metrics,
+            "/openapi.json": self._openapi,
+            "/v1/models": self._models,
+            "/models": self._models,
+        }
+
+    async def __call__(self, request: Request, responder: Responder) -> None:
+        """Answer one request."""
+        api = self._apis.get(request.path)
+        if api is not None and request.method == "POST":
+            await self._call(request, responder, api)
+            return
+        number = "req_" + self.records.number()
+        dialect = "anthropic" if b"anthropic-version" in request.headers else "openai"
+        try:
+            if api is not None:
+                raise errors.MethodNotAllowedError(
+                    f"{request.path} is not answered to {request.method}.", field="method", fix="Use POST."
+                )
+            await self._get(request, responder, number)
+        except errors.GatewayError as error:
+            self._refuse(responder, error, dialect, number)
+
+    # calls of a model
+
+    async def _call(self, request: Request, responder: Responder, api: Api) -> None:
+        number = self.records.number()
+        meters = self.meters
+        job: Job | None = None
+        runtime = self.runtime
+        key: Key | None = None
+        meters.in_flight.add(1.0)
+        try:
+            key = runtime.authenticate(request.headers)
+            call = parse(request, api)
+            group = runtime.group(call.model, key)
+            parallel = runtime.parallel
+            running = parallel.get(key.name, 0)
+            limit = key.limits.parallel
+            if limit is not None and running >= max(1, limit // runtime.workers):
+                key = None
+                raise errors.RateLimitedError(
+                    f"This gateway's limit 'parallel' allows {limit} requests at once for this key.",
+                    field="parallel",
+                    fix="Wait for an answer.",
+                    retry_after_s=1.0,
+                    details={"budget": "parallel", "limit": limit},
+                )
+            parallel[key.name] = running + 1
+            job = Job(runtime, call, key, group, responder, meters, self.records, number)
+            if api == "count_tokens" and not any(r.chain(api) for r in group.routes):
+                self._count_tokens(job)
+                return
+            await answer(job, self._rng)
+        except errors.GatewayError as error:
+            if job is not None and job.record.status == "running":
+                job.record.status = "refused"
+            self._refuse(responder, error, DIALECTS[api], "req_" + number, job, api)
+        except UpstreamAnswer as upstream:
+            assert job is not None  # noqa: S101 - only an attempt raises it
+            self._pass_error(job, upstream)
+        except BaseException:
+            if responder.gone:
+                meters.cancelled.add()
+            raise
+        finally:
+            meters.in_flight.add(-1.0)
+            if job is not None:
+                left = runtime.parallel[job.key.name] - 1
+                if left:
+                    runtime.parallel[job.key.name] = left
+                else:
+                    del runtime.parallel[job.key.name]
+
+    def _count_tokens(self, job: Job) -> None:
+        """Counted here where no endpoint of the model can; marked as an estimate."""
+        tokens = translation.count_tokens(job.call.request.body)
+        headers = job.headers("content-type: application/json\r\nx-apportion-usage: estimated\r\n", cost=False)
+        job.responder.send(200, headers, msgspec.json.encode({"input_tokens": tokens}))
+        job.record.status = "ok"
+        self.meters.answered("count_tokens", job.group.name, 200)
+        job.finished()
+
+    def _pass_error(self, job: Job, upstream: UpstreamAnswer) -> None:
+        """The upstream's own error, in its words; only its shape may change."""
+        call = job.call
+        body = translation.error_body(upstream.body, upstream.spoken, call.api, upstream.status, job.request_id)
+        # The gateway has tried all it may; a client that tries again multiplies the attempts.
+        extra = "content-type: application/json\r\n"
+        if upstream.status in (408, 409, 429) or upstream.status >= 500:
+            extra += "x-should-retry: false\r\n" if job.attempts > 1 or not upstream.retry_after_s else ""
+        if upstream.retry_after_s is not None:
+            extra += _retry_after(upstream.retry_after_s)
+        job.responder.send(upstream.status, job.headers(extra, cost=True), body)
+        self.meters.answered(call.api, job.group.name, upstream.status)
+        job.finished()
+
+    def _refuse(
+        self,
+        responder: Responder,
+        error: errors.GatewayError,
+        dialect: str,
+        request_id: str,
+        job: Job | None = None,
+        api: str = "",
+    ) -> None:
+        """An error of the gateway's own."""
+        extra = f"content-type: application/json\r\nx-apportion-error: {error.code}\r\n"
+        if error.retryable is not None:
+            extra += f"x-should-retry: {'true' if error.retryable else 'false'}\r\n"
+        if error.retry_after_s is not None:
+            extra += _retry_after(error.retry_after_s)
+        if isinstance(error, errors.MethodNotAllowedError):
+            extra += "allow: POST\r\n" if "POST" in (error.fix or "") else "allow: GET, HEAD\r\n"
+        if isinstance(error, errors.AuthenticationError):
+            extra += "www-authenticate: Bearer\r\n"
+        if job is not None:
+            headers = job.headers(extra, cost=True)
+        else:
+            headers = f"x-request-id: {request_id}\r\nrequest-id: {request_id}\r\n{extra}".encode("latin-1")
+        if not responder.started:
+            responder.send(error.status, headers, errors.render(error, dialect, request_id))
+        self.meters.answered(api, job.group.name if job is not None else "", error.status)
+        if job is not None:
+            job.finished()
+        if error.status >= 500:
+            logger.warning("%s: %s: %s", request_id, error.code, error)
+
+    # everything else
+
+    async def _get(self, request: Request, responder: Responder, number: str) -> None:
+        path = request.path
+        handler = self._gets.get(path)
+        if handler is None:
+            if path.startswith(("/v1/models/", "/models/")):
+                handler = self._model
+            elif path.startswith("/apportion/decisions/"):
+                handler = self._decision
+            else:
+                raise errors.NotFoundError(
+                    f"There is nothing at {path[:200]!r}.", field="path", fix="See /openapi.json."
+                )
+        if request.method not in ("GET", "HEAD"):
+            raise errors.MethodNotAllowedError(
+                f"{path[:200]} is not answered to {request.method[:20]}.", field="method", fix="Use GET."
+            )
+        await handler(request, responder, number)
+
+    async def _index(self, request: Request, responder: Responder, number: str) -> None:
+        _send(
+            responder,
+            number,
+            {
+                "name": "apportion",
+                "models": "/v1/models",
+                "chat": "/v1/chat/completions",
+                "health": "/health/ready",
+                "metrics": "/metrics",
+                "openapi": "/openapi.json",
+            },
+        )
+
+    async def _live(self, request: Request, responder: Responder, number: str) -> None:
+        _send(responder, number, {"status": "ok"})
+
+    async def _ready(self, request: Request, responder: Responder, number: str) -> None:
+        why = "draining" if self.draining else self.ready()
+        if why is None:
+            _send(responder, number, {"status": "ok"})
+        else:
+            _send(responder, number, {"status": "not ready", "why": why}, 503)
+
+    async def _metrics(self, request: Request, responder: Responder, number: str) -> None:
+        for endpoint in self.runtime.endpoints.values():
+            state = endpoint.circuit.state
+            self.meters.circuit.at(endpoint.name).set(0.0 if state == "closed" else 1.0)
+        responder.send(200, _TEXT, self.meters.registry.render().encode())
+
+    async def _openapi(self, request: Request, responder: Responder, number: str) -> None:
+        responder.send(200, _JSON, openapi.document_bytes())
+
+    async def _models(self, request: Request, responder: Responder, number: str) -> None:
+        runtime = self.runtime
+        key = runtime.authenticate(request.headers)
+        found = [self._model_object(name, request) for name in runtime.models_of(key)]
+        if b"anthropic-version" in request.headers:
+            ids = [m["id"] for m in found]
+            page: dict[str, Any] = {
+                "data": found,
+                "has_more": False,
+                "first_id": ids[0] if ids else None,
+                "last_id": ids[-1] if ids else None,
+            }
+        else:
+            page = {"object": "list", "data": found}
+        _send(responder, number, page)
+
+    async def _model(self, request: Request, responder: Responder, number: str) -> None:
+        runtime = self.runtime
+        key = runtime.authenticate(request.headers)
+        name = request.path.removeprefix("/v1").removeprefix("/models/")
+        runtime.group(name, key)
+        _send(responder, number, self._model_object(name, request))
+
+    def _model_object(self, name: str, request: Request) -> dict[str, Any]:
+        runtime = self.runtime
+        if b"anthropic-version" in request.headers:
+            created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(runtime.created_s))
+            return {"type": "model", "id": name, "display_name": name, "created_at": created}
+        return {
+            "id": name,
+            "object": "model",
+            "created": runtime.created_s,
+            "owned_by": runtime.groups[name].config.owned_by,
+        }
+
+    async def _decision(self, request: Request, responder: Responder, number: str) -> None:
+        key = self.runtime.authenticate(request.headers)
+        id = request.path.removeprefix("/apportion/decisions/")
+        found = await self.decision(id)
+        # Somebody else's decision is answered as one that does not exist.
+        if found is None or not (key.admin or found["key"] == key.name):
+            raise errors.NotFoundError(
+                f"There is no decision {id[:40]!r} (any more).",
+                field="id",
+                fix="Decisions are kept for the latest requests only (records.decisions).",
+            )
+        _send(responder, number, found)
+
+    async def decision(self, id: str) -> dict[str, Any] | None:
+        """A decision of any worker, explained; None if no worker has it."""
+        worker = owner(id)
+        if worker is None:
+            return None
+        if worker == self.records.worker:
+            record = self.records.find(id)
+            return None if record is None else explain(record)
+        if self.sibling is None:
+            return None
+        body = await self.sibling(worker, f"/decisions/{id}")
+        return None if body is None else msgspec.json.decode(body, type=dict[str, Any])
+
+
+def _send(responder: Responder, number: str, value: object, status: int = 200) -> None:
+    headers = f"content-type: application/json\r\nx-request-id: {number}\r\n".encode()
+    responder.send(status, headers, msgspec.json.encode(value))
+
+
+def _retry_after(seconds: float) -> str:
+    seconds = min(seconds, _LONGEST_RETRY_AFTER_S)
+    return f"retry-after: {max(1, -int(-seconds // 1))}\r\nretry-after-ms: {round(seconds * 1000)}\r\n"

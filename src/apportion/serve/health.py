@@ -1,0 +1,114 @@
+"""Passive health of one endpoint: a circuit breaker fed by its traffic.
+
+Closed: requests pass. Enough failures within the window open it: nothing passes until ``open_s`` is over. Then
+one request may try (half open): if it succeeds the circuit closes, else it opens again for twice as long. The
+breaker does not care how many endpoints a model has: with one, opening means answering 503 at once in place of
+hammering a dead server.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Literal
+
+from apportion.serve.config.schema import Breaker
+
+BreakerState = Literal["closed", "open", "half_open"]
+
+
+class Circuit:
+    """The breaker of one endpoint; time is passed in, in seconds."""
+
+    __slots__ = ("_config", "_failures", "_opened_for_s", "_trial_s", "_until_s", "consecutive", "state")
+
+    def __init__(self, config: Breaker) -> None:
+        self._config = config
+        self._failures: deque[float] = deque(maxlen=config.failures)
+        self._until_s = 0.0
+        self._opened_for_s = 0.0
+        self._trial_s: float | None = None
+        self.state: BreakerState = "closed"
+        self.consecutive = 0
+
+    def allows(self, now_s: float) -> bool:
+        """Whether a request may go there now."""
+        if self.state == "closed":
+            return True
+        if now_s < self._until_s:
+            return False
+        # A trial that was taken but never reported back (cancelled) must not lock the endpoint out for ever.
+        return self._trial_s is None or now_s - self._trial_s > self._opened_for_s
+
+    def begin(self, now_s: float) -> None:
+        """A request goes there; after an open time it is the one trial."""
+        if self.state != "closed":
+            self.state = "half_open"
+            self._trial_s = now_s
+
+    def succeeded(self) -> None:
+        """An answer came."""
+        self.consecutive = 0
+        if self.state != "closed":
+            self.state = "closed"
+            self._opened_for_s = 0.0
+            self._trial_s = None
+            self._failures.clear()
+
+    def failed(self, now_s: float, *, wait_s: float | None = None) -> None:
+        """A failure that is the endpoint's own. ``wait_s``: how long it asked to be left alone."""
+        config = self._config
+        self.consecutive += 1
+        failures = self._failures
+        failures.append(now_s)
+        full = len(failures) == config.failures and now_s - failures[0] <= config.window_s
+        if self.state == "half_open" or (self.state == "closed" and full):
+            self._open(now_s, wait_s)
+
+    def cancelled(self) -> None:
+        """The request ended without telling anything about the endpoint."""
+        self._trial_s = None
+
+    def retry_in_s(self, now_s: float) -> float:
+        """Seconds until a request may pass again."""
+        return max(0.0, self._until_s - now_s) if self.state != "closed" else 0.0
+
+    def _open(self, now_s: float, wait_s: float | None) -> None:
+        config = self._config
+        self._opened_for_s = min(config.max_open_s, self._opened_for_s * 2 or config.open_s)
+        self._until_s = now_s + min(config.max_open_s, max(self._opened_for_s, wait_s or 0.0))
+        self._trial_s = None
+        self.state = "open"
+        self._failures.clear()
+
+
+class ServerClock:
+    """Server-seconds of requests that share one machine.
+
+    While n requests run, each second of the machine is split n ways, so that what is charged adds up to the
+    time the machine was busy: with V(t) the integral of dt / max(1, n(t)), a request that ran from s to e used
+    V(e) - V(s) (the virtual time of fair queueing; Parekh and Gallager 1993, doi:10.1109/90.234856).
+    """
+
+    __slots__ = ("_at_s", "_virtual_s", "running")
+
+    def __init__(self) -> None:
+        self.running = 0
+        self._virtual_s = 0.0
+        self._at_s = 0.0
+
+    def start(self, now_s: float) -> float:
+        """A request starts; keep what is returned for ``stop``."""
+        self._advance(now_s)
+        self.running += 1
+        return self._virtual_s
+
+    def stop(self, started: float, now_s: float) -> float:
+        """A request ends; the server-seconds it used."""
+        self._advance(now_s)
+        self.running -= 1
+        return self._virtual_s - started
+
+    def _advance(self, now_s: float) -> None:
+        if self.running:
+            self._virtual_s += max(0.0, now_s - self._at_s) / self.running
+        self._at_s = now_s

@@ -1,0 +1,92 @@
+"""Server-sent events: cutting a byte stream into events without holding one back.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html, section 9.2.6: an event ends at a blank line;
+lines end with LF, CRLF or CR; lines that begin with a colon are comments.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MAX_EVENT_BYTES: Final = 16 * 2**20
+"""Largest single event; a longer one is refused instead of filling memory."""
+
+
+class EventTooLarge(Exception):
+    """One event is larger than ``MAX_EVENT_BYTES``."""
+
+
+class Splitter:
+    """Cuts bytes into events. ``feed`` returns the complete ones, each with its closing blank line."""
+
+    __slots__ = ("_carriage", "_tail")
+
+    def __init__(self) -> None:
+        self._tail = b""
+        self._carriage = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Complete events in ``data``, line ends normalised to LF."""
+        if b"\r" in data or self._carriage:
+            data = self._normalise(data)
+        tail = self._tail
+        if tail:
+            data = tail + data
+            start = max(0, len(tail) - 1)
+        else:
+            start = 0
+        end = data.find(b"\n\n", start)
+        if end < 0:
+            if len(data) > MAX_EVENT_BYTES:
+                raise EventTooLarge
+            self._tail = data
+            return []
+        size = len(data)
+        if end + 2 == size:
+            self._tail = b""
+            return [data]
+        events = []
+        begin = 0
+        while end >= 0:
+            events.append(data[begin : end + 2])
+            begin = end + 2
+            end = data.find(b"\n\n", begin)
+        self._tail = data[begin:]
+        return events
+
+    def rest(self) -> bytes:
+        """What is left when the stream has ended: a last event without its blank line, or nothing."""
+        tail, self._tail = self._tail, b""
+        return tail.rstrip(b"\n") + b"\n\n" if tail.strip() else b""
+
+    def _normalise(self, data: bytes) -> bytes:
+        if self._carriage:
+            data = b"\r" + data
+        self._carriage = data.endswith(b"\r")
+        if self._carriage:
+            data = data[:-1]
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def parse(event: bytes) -> tuple[bytes | None, bytes | None]:
+    """(event name, data) of one event with LF line ends; data None if it has none (a comment, say)."""
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2:
+        return None, event[6:-2]
+    name: bytes | None = None
+    data: list[bytes] = []
+    for line in event.split(b"\n"):
+        field, colon, value = line.partition(b":")
+        if not field:
+            continue
+        if colon and value.startswith(b" "):
+            value = value[1:]
+        if field == b"data":
+            data.append(value)
+        elif field == b"event":
+            name = value
+        elif field not in (b"id", b"retry") and not colon:
+            # A line without a colon that is no field of the format: half a line, or no event stream at all.
+            data.append(line)
+    if not data:
+        return name, None
+    return name, b"\n".join(data)

@@ -1,0 +1,96 @@
+"""The metric families of the proxy. Labels are bounded: names from the configuration and short fixed words."""
+
+from __future__ import annotations
+
+from apportion.measure.metrics import LATENCY_S, OVERHEAD_S, Counter, Histogram, Registry
+
+
+class RouteMeters:
+    """The series of one model on one endpoint, looked up once."""
+
+    __slots__ = (
+        "cost_usd",
+        "duration_s",
+        "first_token_s",
+        "input_tokens",
+        "output_tokens",
+        "overhead_s",
+        "server_s",
+        "unpriced",
+    )
+
+    def __init__(self, meters: Meters, model: str, endpoint: str) -> None:
+        at = (model, endpoint)
+        self.input_tokens: Counter = meters.tokens.at(*at, "input")
+        self.output_tokens: Counter = meters.tokens.at(*at, "output")
+        self.cost_usd: Counter = meters.cost_usd.at(*at)
+        self.server_s: Counter = meters.server_s.at(*at)
+        self.unpriced: Counter = meters.unpriced.at(*at)
+        self.duration_s: Histogram = meters.duration_s.histogram_at(*at)
+        self.first_token_s: Histogram = meters.first_token_s.histogram_at(*at)
+        self.overhead_s: Histogram = meters.overhead_s.histogram_at(*at)
+
+
+class Meters:
+    """All families of one worker."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        at = ("model", "endpoint")
+        self.requests = registry.counter(
+            "apportion_requests_total", "Requests answered, by API and status code.", ("api", "model", "status")
+        )
+        self.attempts = registry.counter(
+            "apportion_attempts_total",
+            "Attempts at an endpoint: ok, or how it failed.",
+            ("model", "endpoint", "result"),
+        )
+        self.tokens = registry.counter(
+            "apportion_tokens_total", "Tokens, by direction (input, output).", (*at, "direction")
+        )
+        self.cost_usd = registry.counter(
+            "apportion_cost_usd_total", "Dollars booked, measured or estimated.", at
+        )
+        self.server_s = registry.counter(
+            "apportion_server_seconds_total", "Machine time used, shared fairly among concurrent requests.", at
+        )
+        self.unpriced = registry.counter(
+            "apportion_unpriced_requests_total", "Answers whose cost is unknown because a price is.", at
+        )
+        self.duration_s = registry.histogram(
+            "apportion_request_duration_seconds", "From request to the end of the answer.", at, LATENCY_S
+        )
+        self.first_token_s = registry.histogram(
+            "apportion_time_to_first_token_seconds", "From request to the first content (streams).", at, LATENCY_S
+        )
+        self.overhead_s = registry.histogram(
+            "apportion_overhead_seconds", "Time spent in the proxy itself before the answer began.", at, OVERHEAD_S
+        )
+        self.in_flight = registry.gauge("apportion_requests_in_flight", "Requests being answered.").at()
+        self.cancelled = registry.counter(
+            "apportion_client_disconnects_total", "Clients that went away before their answer ended."
+        ).at()
+        self.circuit = registry.gauge(
+            "apportion_endpoint_open_circuits", "Workers in which the endpoint's circuit is not closed.", ("endpoint",)
+        )
+        self.reloads = registry.counter(
+            "apportion_reloads_total", "Configuration reloads, by result.", ("result",)
+        )
+        self._requests: dict[tuple[str, str, int], Counter] = {}
+        self._attempts: dict[tuple[str, str, str], Counter] = {}
+
+    def answered(self, api: str, model: str, status: int) -> None:
+        """Count an answered request; ``model`` is "" where it is not a configured one."""
+        key = (api, model, status)
+        counter = self._requests.get(key)
+        if counter is None:
+            counter = self._requests[key] = self.requests.at(api, model, str(status))
+        counter.add()
+
+    def attempted(self, model: str, endpoint: str, result: str) -> None:
+        """Count an attempt."""
+        key = (model, endpoint, result)
+        counter = self._attempts.get(key)
+        if counter is None:
+            counter = self._attempts[key] = self.attempts.at(model, endpoint, result)
+        counter.add()

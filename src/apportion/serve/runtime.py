@@ -1,0 +1,248 @@
+"""A configuration brought to life: keys, models with their routes and policies, endpoints, books.
+
+A ``Runtime`` is never changed after it was built; a reload builds the next one, which takes over what the new
+file leaves equal (connections, breakers, learned state, accounts), and requests under way keep the one they
+began with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from apportion.core import catalogue
+from apportion.core.policy import Policy
+from apportion.measure.price import FREE, MachinePrice, TokenPrice, hosted_price
+from apportion.serve import errors
+from apportion.serve.books import Books
+from apportion.serve.call import Api
+from apportion.serve.config.schema import Config, Key, Model, Target, TokenPrices
+from apportion.serve.config.schema import Endpoint as EndpointConfig
+from apportion.serve.http.client import Watch
+from apportion.serve.meters import Meters, RouteMeters
+from apportion.serve.upstream import Endpoint
+
+OPEN: Final = Key(name="anonymous", admin=True)
+"""Who everybody is where no key is configured (loopback only)."""
+
+_SMOOTHING: Final = 0.1
+
+
+class Route:
+    """One endpoint in the role of one model: what it is called there, costs and is predicted to do."""
+
+    __slots__ = (
+        "action",
+        "chains",
+        "endpoint",
+        "header",
+        "machine",
+        "mean_server_s",
+        "meters",
+        "model",
+        "model_json",
+        "output_tokens_per_s",
+        "price",
+        "quality",
+        "ttft_s",
+        "usd_in",
+        "usd_out",
+        "usd_request",
+        "weight",
+    )
+
+    def __init__(self, endpoint: Endpoint, target: Target, logical: str, price: TokenPrice | None, meters: Meters) -> None:
+        config = endpoint.config
+        self.endpoint = endpoint
+        self.model = target.model or config.model or logical
+        self.model_json = json.dumps(self.model).encode()
+        self.action = endpoint.name if target.model is None else f"{endpoint.name}/{self.model}"
+        self.price = price
+        self.machine = MachinePrice.of(config.usd_per_hour) if config.usd_per_hour is not None else None
+        self.quality = target.quality
+        self.weight = target.weight
+        self.ttft_s = target.ttft_s
+        self.output_tokens_per_s = target.output_tokens_per_s
+        self.mean_server_s: float | None = None
+        """Server-seconds of an answer, smoothed; the prediction where the configuration gives none."""
+        scale = 1e-12
+        self.usd_in = price.input * scale if price else 0.0
+        self.usd_out = price.output * scale if price else 0.0
+        self.usd_request = price.request * scale if price else 0.0
+        self.chains: dict[Api, tuple[Api, ...] | None] = {}
+        shown = "".join(c for c in self.model if c.isprintable() and c.isascii())
+        self.header = f"x-apportion-model: {shown}\r\nx-apportion-endpoint: {endpoint.name}\r\n"
+        self.meters = RouteMeters(meters, logical, endpoint.name)
+
+    @property
+    def priced(self) -> bool:
+        """Whether what an answer costs in dollars will be known."""
+        return self.price is not None or self.machine is not None
+
+    def chain(self, api: Api) -> tuple[Api, ...] | None:
+        """The dialects an ``api`` request goes through here."""
+        try:
+            return self.chains[api]
+        except KeyError:
+            chain = self.chains[api] = self.endpoint.chain(api)
+            return chain
+
+    def units(self, tokens_units: int | None, server_s: float) -> int | None:
+        """Pico-dollars of an answer: by the machine's time where that is paid, else by the token."""
+        return self.machine.units(server_s) if self.machine is not None else tokens_units
+
+    def measured(self, server_s: float) -> None:
+        """Take in the server-seconds of an answer."""
+        mean = self.mean_server_s
+        self.mean_server_s = server_s if mean is None else mean + _SMOOTHING * (server_s - mean)
+
+
+class Group:
+    """A logical model: its routes and the policy that chooses among them."""
+
+    __slots__ = ("config", "name", "policy", "policy_key", "routes")
+
+    def __init__(self, name: str, config: Model, routes: tuple[Route, ...], policy: Policy, policy_key: str) -> None:
+        self.name = name
+        self.config = config
+        self.routes = routes
+        self.policy = policy
+        self.policy_key = policy_key
+
+
+class Runtime:
+    """Everything a request needs, of one configuration, in one worker."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        watch: Watch,
+        meters: Meters,
+        workers: int = 1,
+        previous: Runtime | None = None,
+    ) -> None:
+        self.config = config
+        self.workers = workers
+        self.created_s = int(time.time())
+        self.endpoints: dict[str, Endpoint] = {}
+        for name, entry in config.endpoints.items():
+            kept = previous.endpoints.get(name) if previous else None
+            self.endpoints[name] = (
+                kept if kept is not None and kept.config == entry else Endpoint(name, entry, watch)
+            )
+        self.groups: dict[str, Group] = {
+            name: self._group(name, model, meters, previous) for name, model in config.models.items()
+        }
+        self.keys: Mapping[bytes, Key] = {bytes.fromhex(key.digest()): key for key in config.keys}
+        self.parallel: dict[str, int] = previous.parallel if previous else {}
+        """Requests under way by key."""
+        same_books = (
+            previous is not None
+            and previous.workers == workers
+            and previous.config.all_budgets() == config.all_budgets()
+            and [(k.name, k.limits) for k in previous.config.keys] == [(k.name, k.limits) for k in config.keys]
+            and previous.config.prices == config.prices
+            and previous.config.pricer == config.pricer
+        )
+        self.books = previous.books if previous is not None and same_books else Books(config, workers)
+        if previous is not None:
+            for name, endpoint in previous.endpoints.items():
+                if self.endpoints.get(name) is not endpoint:
+                    endpoint.close()
+
+    def _group(self, name: str, model: Model, meters: Meters, previous: Runtime | None) -> Group:
+        routes = []
+        for target in model.endpoints:
+            endpoint = self.endpoints[target.endpoint]
+            upstream_name = target.model or endpoint.config.model or name
+            price = price_of(endpoint.config, upstream_name, self.config.unknown_price)
+            routes.append(Route(endpoint, target, name, price, meters))
+        policy_key = json.dumps([model.policy.name, model.policy.parameters], sort_keys=True, default=repr)
+        kept = previous.groups.get(name) if previous else None
+        policy = (
+            kept.policy
+            if kept is not None and kept.policy_key == policy_key
+            else catalogue.build(model.policy.name, **model.policy.parameters)
+        )
+        if not isinstance(policy, Policy):
+            raise TypeError(f"{model.policy.name} is not a policy")
+        return Group(name, model, tuple(routes), policy, policy_key)
+
+    def authenticate(self, headers: Mapping[bytes, bytes]) -> Key:
+        """The key of a request: ``Authorization: Bearer`` or ``x-api-key``. Raises ``AuthenticationError``."""
+        if not self.keys:
+            return OPEN
+        secret = headers.get(b"authorization")
+        if secret is not None:
+            scheme, _, secret = secret.partition(b" ")
+            if scheme.lower() != b"bearer":
+                raise errors.AuthenticationError(
+                    "The Authorization header is not a bearer token.",
+                    field="authorization",
+                    fix="Send 'Authorization: Bearer <key>' or 'x-api-key: <key>'.",
+                )
+        else:
+            secret = headers.get(b"x-api-key")
+        if not secret:
+            raise errors.AuthenticationError(
+                "No API key was given.",
+                field="authorization",
+                fix="Send 'Authorization: Bearer <key>' or 'x-api-key: <key>'.",
+            )
+        # The digest is looked up, not the secret: the time it takes tells nothing about any key.
+        key = self.keys.get(hashlib.sha256(secret.strip()).digest())
+        if key is None:
+            raise errors.AuthenticationError("The API key is not known here.", field="authorization")
+        return key
+
+    def group(self, model: str, key: Key) -> Group:
+        """The model a key asked for. Raises ``ModelNotFoundError`` naming those it may use."""
+        group = self.groups.get(model)
+        allowed = key.models
+        if group is None or (allowed is not None and model not in allowed):
+            known = self.models_of(key)
+            listed = ", ".join(known[:50]) + (f" and {len(known) - 50} more" if len(known) > 50 else "")
+            raise errors.ModelNotFoundError(
+                f"The model {model[:100]!r} does not exist here or this key may not use it.",
+                field="model",
+                fix=f"Known models: {listed or 'none'}.",
+            )
+        return group
+
+    def models_of(self, key: Key) -> list[str]:
+        """The models that a key may use."""
+        return [name for name in self.groups if key.models is None or name in key.models]
+
+
+def price_of(endpoint: EndpointConfig, model: str, assumed: str | TokenPrices) -> TokenPrice | None:
+    """The token price of a model on an endpoint; None where it is unknown (never zero by default)."""
+    price: TokenPrice | None
+    if isinstance(endpoint.price, TokenPrices):
+        return _table(endpoint.price)
+    if endpoint.price == "free":
+        return FREE
+    if endpoint.price == "auto" and endpoint.usd_per_hour is None:
+        if endpoint.kind in ("local", "replay"):
+            return FREE
+        url = endpoint.base_url or ("https://api.anthropic.com" if endpoint.kind == "anthropic" else None)
+        price = hosted_price(model, base_url=url)
+        if price is not None:
+            return price
+    if endpoint.usd_per_hour is not None:
+        return None
+    return _table(assumed) if isinstance(assumed, TokenPrices) else None
+
+
+def _table(prices: TokenPrices) -> TokenPrice:
+    return TokenPrice.of(
+        input_usd_per_mtok=prices.input_usd_per_mtok,
+        output_usd_per_mtok=prices.output_usd_per_mtok,
+        cached_input_usd_per_mtok=prices.cached_input_usd_per_mtok,
+        cache_write_usd_per_mtok=prices.cache_write_usd_per_mtok,
+        cache_write_1h_usd_per_mtok=prices.cache_write_1h_usd_per_mtok,
+        request_usd=prices.request_usd,
+    )

@@ -1,0 +1,250 @@
+"""One worker: an event loop with the server, the gateway and its endpoints. A process of its own if there are several."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import pickle
+import random
+import signal
+import struct
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from apportion.measure.metrics import Registry
+from apportion.serve.config.schema import Config
+from apportion.serve.gateway import Gateway
+from apportion.serve.http.client import Exchange, Pool, Target, Timeouts, TransportFailure, Watch
+from apportion.serve.http.server import Request, Responder, Server, ServerLimits
+from apportion.serve.logs import configure as configure_logs
+from apportion.serve.meters import Meters
+from apportion.serve.probes import Probes
+from apportion.serve.records import Records, explain
+from apportion.serve.runtime import Runtime
+
+logger = logging.getLogger("apportion.worker")
+
+_SIBLING_TIMEOUTS: Final = Timeouts(1.0, 2.0, 2.0, 5.0)
+
+
+class Address(NamedTuple):
+    """Where an endpoint that the proxy runs itself listens now; None while it is down."""
+
+    base_url: str | None
+    api_key: str | None
+
+
+class Worker:
+    """Everything of one worker. ``index`` counts from 0; ``directory`` is shared by all workers of a proxy."""
+
+    def __init__(self, config: Config, *, index: int, workers: int, directory: Path) -> None:
+        self.index = index
+        self.workers = workers
+        self._directory = directory
+        self._watch = Watch(asyncio.get_running_loop())
+        self._meters = Meters(Registry(directory / "metrics", index))
+        self._records = Records(config.records.decisions, index)
+        runtime = Runtime(config, watch=self._watch, meters=self._meters, workers=workers)
+        self.gateway = Gateway(runtime, self._meters, self._records, rng=random.Random())
+        self.gateway.ready = self._not_ready
+        self.gateway.sibling = self._ask_sibling
+        self._addresses: dict[str, Address] = {}
+        self._server: Server | None = None
+        self._control: Server | None = None
+        self._siblings: dict[int, Pool] = {}
+        self._probes = Probes(self._watch)
+        self._probes.follow(runtime.endpoints.values())
+
+    async def start(self, host: str, port: int, *, reuse_port: bool) -> tuple[str, int]:
+        """Listen; returns the bound address."""
+        config = self.gateway.runtime.config
+        limits = config.http
+        self._server = Server(
+            self.gateway,
+            ServerLimits(
+                body_bytes=limits.body_bytes,
+                header_bytes=limits.header_bytes,
+                header_count=limits.header_count,
+                header_timeout_s=limits.header_timeout_s,
+                body_timeout_s=limits.body_timeout_s,
+                idle_timeout_s=limits.idle_timeout_s,
+                write_timeout_s=limits.write_timeout_s,
+                max_connections=config.listen.max_connections,
+            ),
+        )
+        bound = await self._server.listen(host, port, reuse_port=reuse_port)
+        if self.workers > 1:
+            self._control = Server(self._answer_sibling)
+            path = self._directory / f"worker-{self.index}.sock"
+            path.unlink(missing_ok=True)
+            await self._control.listen_unix(str(path))
+        # What lives as long as the worker need not be looked at by every collection.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)
+        return bound
+
+    def reload(self, config: Config, addresses: Mapping[str, Address]) -> None:
+        """Go over to another configuration; requests under way keep theirs."""
+        runtime = Runtime(
+            config,
+            watch=self._watch,
+            meters=self._meters,
+            workers=self.workers,
+            previous=self.gateway.runtime,
+        )
+        self.gateway.runtime = runtime
+        for name, address in addresses.items():
+            if self._addresses.get(name) != address or runtime.endpoints[name].pool is None:
+                self.point(name, address)
+        self._probes.follow(runtime.endpoints.values())
+        self._meters.reloads.at("ok").add()
+
+    def point(self, name: str, address: Address) -> None:
+        """An endpoint that the proxy runs itself has moved, come up or gone down."""
+        self._addresses[name] = address
+        endpoint = self.gateway.runtime.endpoints.get(name)
+        if endpoint is None:
+            return
+        if address.base_url is None:
+            endpoint.unplug()
+        else:
+            endpoint.point_at(address.base_url, address.api_key)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Stop accepting, finish what is under way, close; True if nothing had to be cut."""
+        self.gateway.draining = True
+        clean = await self._server.drain(timeout_s) if self._server is not None else True
+        if self._control is not None:
+            await self._control.drain(0.1)
+        self._probes.close()
+        for endpoint in self.gateway.runtime.endpoints.values():
+            endpoint.close()
+        for pool in self._siblings.values():
+            pool.close()
+        self._watch.close()
+        return clean
+
+    def _not_ready(self) -> str | None:
+        """Ready means that every model has an endpoint that is up."""
+        for group in self.gateway.runtime.groups.values():
+            if all(route.endpoint.pool is None for route in group.routes):
+                return f"no endpoint of model {group.name!r} is running"
+        return None
+
+    # workers among themselves
+
+    async def _answer_sibling(self, request: Request, responder: Responder) -> None:
+        record = self._records.find(request.path.removeprefix("/decisions/"))
+        if record is None:
+            responder.send(404, b"", b"")
+        else:
+            responder.send(200, b"content-type: application/json\r\n", msgspec.json.encode(explain(record)))
+
+    async def _ask_sibling(self, worker: int, path: str) -> bytes | None:
+        if not 0 <= worker < self.workers:
+            return None
+        pool = self._siblings.get(worker)
+        if pool is None:
+            target = Target("localhost", 0, unix_path=str(self._directory / f"worker-{worker}.sock"))
+            pool = self._siblings[worker] = Pool(target, self._watch, max_connections=8)
+        exchange = Exchange(asyncio.get_running_loop(), _SIBLING_TIMEOUTS)
+        try:
+            await pool.send(exchange, b"GET %b HTTP/1.1\r\nhost: localhost\r\n\r\n" % path.encode(), fresh=True)
+            await exchange.answered()
+        except TransportFailure:
+            return None
+        return exchange.body() if exchange.status == 200 else None
+
+
+# --- a worker as a process: frames from the supervisor on stdin, lines of JSON to it on stdout ---------------
+
+
+def frame(message: tuple[str, Any]) -> bytes:
+    """One message of the supervisor to a worker process."""
+    content = pickle.dumps(message)
+    return struct.pack(">I", len(content)) + content
+
+
+async def _frames(reader: asyncio.StreamReader) -> Any:
+    while True:
+        try:
+            (size,) = struct.unpack(">I", await reader.readexactly(4))
+            yield pickle.loads(await reader.readexactly(size))  # noqa: S301 - from our own parent, by pipe
+        except asyncio.IncompleteReadError:
+            return
+
+
+async def _main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor decides
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=2**26)
+    # The pipe is moved aside, so that nothing that reads or prints by accident disturbs it.
+    stdin, stdout = os.dup(0), os.dup(1)
+    os.dup2(2, 1)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(stdin, "rb"))
+
+    def say(**message: object) -> None:
+        os.write(stdout, msgspec.json.encode(message) + b"\n")
+
+    worker: Worker | None = None
+    drain_s = 0.0
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+
+    async def listen_to_supervisor() -> None:
+        nonlocal worker, drain_s
+        async for kind, content in _frames(reader):
+            if kind == "start":
+                config, index, workers, directory, host, port, addresses = content
+                configure_logs(config.log)
+                worker = Worker(config, index=index, workers=workers, directory=Path(directory))
+                drain_s = config.listen.drain_s
+                for name, address in addresses.items():
+                    worker.point(name, address)
+                await worker.start(host, port, reuse_port=True)
+                say(event="ready")
+            elif kind == "reload" and worker is not None:
+                config, addresses = content
+                try:
+                    worker.reload(config, addresses)
+                    drain_s = config.listen.drain_s
+                    say(event="reloaded", error=None)
+                except Exception as error:
+                    logger.exception("reload failed")
+                    say(event="reloaded", error=f"{type(error).__name__}: {error}")
+            elif kind == "point" and worker is not None:
+                worker.point(*content)
+            elif kind == "stop":
+                break
+        stop.set()
+
+    listener = loop.create_task(listen_to_supervisor())
+    stopping = loop.create_task(stop.wait())
+    await asyncio.wait((listener, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if listener.done() and listener.exception() is not None:
+        logger.error("worker failed", exc_info=listener.exception())
+        return 1
+    if worker is not None:
+        await worker.drain(drain_s)
+    return 0
+
+
+def main() -> int:
+    """Run a worker process until the supervisor says stop or is gone."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_main())
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)
