@@ -53,8 +53,8 @@ class Budget:
                 field="refill_per_s",
                 fix="Keep one.",
             )
-        if not math.isfinite(self.origin_s):
-            raise self._wrong("origin_s", "a finite time in seconds")
+        if not -1e15 <= self.origin_s <= 1e15:
+            raise self._wrong("origin_s", "a time in seconds")
 
     def _wrong(self, field: str, allowed: str) -> BudgetError:
         return BudgetError(

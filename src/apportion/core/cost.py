@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any, Self, TypeVar, overload
 
 from apportion.core.errors import AmountError
 
 T = TypeVar("T")
+
+_MOST = sys.float_info.max
 
 
 class Cost(Mapping[str, float]):
@@ -54,7 +56,7 @@ class Cost(Mapping[str, float]):
     def check(self) -> Self:
         """This cost, if every amount is finite and zero or more; else `AmountError` naming the resource."""
         for name, amount in self._amounts.items():
-            if not (0 <= amount < math.inf):
+            if not isinstance(amount, int | float) or not 0 <= amount <= _MOST:
                 raise AmountError(
                     f"The cost in {name} must be finite and zero or more, got {amount!r}.", field=name
                 )

@@ -14,10 +14,12 @@ unit). Then
 
     eta = step / sqrt(N0 + n)       D = (sum of values bought) / (sum of x)
 
-Only these quotients enter, so that no unit of value, cost or time has to be tuned: n, D and the root mean
-square x_rms of single spendings are measured as traffic comes, forgotten over one window (scale-free
-steps as in [3]_). With eta of order 1 / sqrt(n), the loss against the best fixed prices grows like
-sqrt(n) [1]_.
+Only these quotients enter, so that no unit of value, cost or time has to be tuned: n, D and the root
+mean square x_rms of single spendings are measured as traffic comes, forgotten over one window
+(scale-free steps as in [3]_); n counts no more spendings than one budget pays for. With eta of order
+1 / sqrt(n), the loss against the best fixed prices grows like sqrt(n) [1]_. The cap, a multiple of D, keeps
+a price from winding up while a soft budget is far overspent. It never binds at the optimum, because
+everything that is bought there has a value a unit of at least the price, so that D is no less than the price.
 
 The pace. A window's is what is left of the budget over what is left of the window (re-planned all the
 time, which pays back what was over- or underspent), or, with ``pace="even"``, the amount over the window.
@@ -31,13 +33,14 @@ without window and refill has no pace and adds nothing to prices; it only limits
    arXiv:1410.7596
 .. [3] F. Orabona, D. Pal (2018). "Scale-Free Online Learning." Theoretical Computer Science 716.
    arXiv:1601.01974
-.. [4] M. Bernasconi, M. Castiglioni, A. Celli, F. Fusco (2024). "Bandits with Replenishable Knapsacks:
-   the Best of both Worlds." ICLR. arXiv:2306.08470
+.. [4] M. Bernasconi, M. Castiglioni, A. Celli, F. Fusco (2023). "Bandits with Replenishable Knapsacks:
+   the Best of both Worlds." arXiv:2306.08470
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -57,6 +60,9 @@ _FLOOR = 0.1
 
 _CATCH_UP = 10.0
 """A window's pace is at most so many times the even one, however much is left at its end."""
+
+_DEBT = 9.0
+"""An overrun counts for at most so many budgets, so that one monstrous bill is got over."""
 
 _NOTHING = 1e-100
 """A smaller fraction of a budget cannot move its price (and its square would not be a number)."""
@@ -94,7 +100,7 @@ class Pricer:
         pace: Pace = "adaptive",
         outside: Mapping[str, float] | None = None,
         step: float = 0.5,
-        cap: float = 10.0,
+        cap: float = 4.0,
         worth_usd: float = 1.0,
     ) -> None:
         self.budgets = tuple(budgets)
@@ -128,6 +134,7 @@ class Pricer:
         cached = self._cached
         if cached is not None and 0.0 <= now - self._cached_at < self._fresh_s:
             return cached
+        _time(now)
         cached = dict(self.outside)
         for dual in self._duals:
             name = dual.budget.resource
@@ -143,7 +150,7 @@ class Pricer:
         nothing, when an amount, the value or the time is not a finite number (amounts: of zero or more).
         """
         cost.check()
-        _finite("now", now)
+        _time(now)
         worth = self.worth_usd if value is None else min(max(0.0, _finite("value", value)), 1e12)
         for dual in self._duals:
             amount = cost.get(dual.budget.resource)
@@ -207,10 +214,12 @@ class _Dual:
         "end",
         "fractions",
         "fresh_s",
+        "gain",
         "horizon_s",
         "left",
         "mu",
         "multiplicative",
+        "scale",
         "squares",
         "step",
         "values",
@@ -231,10 +240,11 @@ class _Dual:
         self.horizon_s = max(self.horizon_s, 1e-6)
         self.fresh_s = self.horizon_s / 1000.0
         self.at = -math.inf
-        self.end = -math.inf
+        self.end = math.inf
         self.left = 1.0
         self.mu = 0.0
         self.count = self.values = self.fractions = self.squares = 0.0
+        self.scale = self.gain = 0.0
 
     def price(self, now: float) -> float:
         """Dollars per unit at ``now``."""
@@ -244,7 +254,7 @@ class _Dual:
             return 0.0
         mu = self._moved(0.0, self._allowed(max(now, self.at))[0])
         if self.multiplicative:
-            mu -= _FLOOR * self._scale()
+            mu -= min(_FLOOR, self.cap) * self.scale
         return min(max(0.0, mu / self.amount), LIMIT)
 
     def spend(self, amount: float, value: float, now: float) -> None:
@@ -260,10 +270,11 @@ class _Dual:
             self.values = self.values * keep + value
             self.fractions = self.fractions * keep + fraction
             self.squares = self.squares * keep + fraction * fraction
+            self._measure()
         self.at = now
         if self.count:
             self.mu = self._moved(fraction, allowed)
-        self.left -= amount / self.amount
+        self.left = max(self.left - amount / self.amount, -_DEBT)
 
     def explain(self, now: float) -> str:
         """What this budget adds, and how its spending stands."""
@@ -291,21 +302,25 @@ class _Dual:
                 field=self.budget.name,
             )
         for name, value in saved.items():
-            setattr(self, name, -math.inf if value is None else _finite(name, value))
+            setattr(self, name, _ENDLESS.get(name, 0.0) if value is None else _finite(name, value))
+        self._measure()
 
-    def _scale(self) -> float:
-        """D: dollars that the whole budget buys at the mean value per unit so far."""
-        return self.values / self.fractions
+    def _measure(self) -> None:
+        """From what has been seen: D, and by how much a fraction of the budget moves the multiplier."""
+        if self.count:
+            self.scale = self.values / self.fractions
+            eta = self.step / math.sqrt(_N0 + self.count / max(1.0, self.fractions))
+            self.gain = eta / math.sqrt(self.squares / self.count)
 
     def _moved(self, fraction: float, allowed: float) -> float:
         """The multiplier after ``fraction`` was spent while ``allowed`` was: one step of mirror descent."""
-        scale = self._scale()
-        eta = self.step / math.sqrt(_N0 + self.count)
-        drift = min(eta * (fraction - allowed) / math.sqrt(self.squares / self.count), 1.0)
-        if self.multiplicative:
-            floor = min(_FLOOR, self.cap) * scale
-            return min(max(self.mu, floor) * math.exp(drift), self.cap * scale) if drift > -700.0 else floor
-        return min(max(0.0, self.mu + scale * drift), self.cap * scale)
+        scale = self.scale
+        drift = min(self.gain * (fraction - allowed), 1.0)
+        if not self.multiplicative:
+            return min(max(0.0, self.mu + scale * drift), self.cap * scale)
+        floor = min(_FLOOR, self.cap) * scale
+        risen = max(self.mu, floor) * math.exp(max(drift, -700.0))
+        return min(max(risen, floor), self.cap * scale)
 
     def _allowed(self, now: float) -> tuple[float, float, float]:
         """From the last time until ``now``: the fraction the pace allowed; what is left; the window's end."""
@@ -333,6 +348,9 @@ class _Dual:
         return (gained * max(0.0, 0.5 + (max(0.0, self.left) + left) / 2.0), left, math.inf)
 
 
+_ENDLESS = {"at": -math.inf, "end": math.inf}
+"""What a time that JSON cannot carry stands for: never yet, and no end."""
+
 _SAVED = ("at", "count", "end", "fractions", "left", "mu", "squares", "values")
 
 
@@ -340,7 +358,12 @@ def _or_none(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _finite(name: str, number: float) -> float:
-    if not isinstance(number, int | float) or not math.isfinite(number):
+def _finite(name: str, number: float, limit: float = sys.float_info.max) -> float:
+    if not isinstance(number, int | float) or not -limit <= number <= limit:
         raise AmountError(f"The {name!r} must be a finite number, got {number!r}.", field=name)
     return number
+
+
+def _time(now: float) -> None:
+    if not -1e15 <= now <= 1e15:
+        raise AmountError(f"The time 'now' must be seconds between -1e15 and 1e15, got {now!r}.", field="now")
