@@ -144,7 +144,8 @@ class Book:
             StoreError: when the file is damaged; it is never silently ignored, for it holds the pins.
         """
         try:
-            raw = self.path.read_bytes()
+            with disk_errors(self.path.parent):
+                raw = self.path.read_bytes()
         except FileNotFoundError:
             return {}
         try:

@@ -165,9 +165,9 @@ class _Shelf:
 
     def fetch(self, ref: PypiRef | HubRef, pin: str | None) -> Path:
         path = self._directory / file_name(ref)
-        if self._trusted(ref, path, pin):
-            return path
         with disk_errors(self._directory):
+            if self._trusted(ref, path, pin):
+                return path
             self._directory.mkdir(parents=True, exist_ok=True)
             with locked(self._hidden(ref, "lock"), waiting=lambda: self._waiting(ref)):
                 if not self._trusted(ref, path, pin):
