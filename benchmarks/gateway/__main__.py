@@ -129,7 +129,11 @@ def plan(arguments: argparse.Namespace, bench: Bench, results: Results) -> dict[
     gateways = available(arguments.gateways, quick)
     rounds: int = arguments.rounds or (1 if quick else 5)
     seconds: float = arguments.seconds or (1.0 if quick else 5.0)
-    few = [gateway for gateway in gateways if gateway.name in ("nginx", "apportion")] if quick else gateways
+    few = (
+        [gateway for gateway in gateways if gateway.name in ("nginx", "apportion")]
+        if quick and not arguments.gateways
+        else gateways
+    )
     ours = [gateway for gateway in gateways if gateway.name.startswith("apportion")]
     counts = arguments.streams or ([300, 700] if quick else [*range(100, 600, 100), *range(600, 1250, 50)])
     requests: int = arguments.memory_requests or (50_000 if quick else 1_000_000)

@@ -110,10 +110,11 @@ def _streams(section: Results) -> str:
     for row in section["rows"].values():
         held = [step for step in row["steps"] if step["streams"] == row["largest"] and step["holds"]]
         best = held[0] if held else None
+        more = " or more" if best and row["ended_by"] != "the gateway" else ""
         rows.append(
             [
                 row["title"],
-                f"{row['largest']}" + ("" if row["ended_by"] == "the gateway" else " or more"),
+                f"{row['largest']}{more}",
                 f"{best['added_p50_ms']:.2f} / {best['added_p99_ms']:.2f}" if best else "-",
                 f"{best['direct_p99_ms']:.2f}" if best else "-",
                 f"{best['core_share']:.0%}" if best else "-",

@@ -84,7 +84,7 @@ def awake(running: Running | None) -> Iterator[None]:
         running.child.check()
 
 
-def _settle(child: Child, limit_s: float = 3.0) -> None:
+def _settle(child: Child, limit_s: float = 60.0) -> None:
     """Let it finish what its clients have left behind, or the next measurement would pay for that."""
     deadline_s = time.monotonic() + limit_s
     used_s = child.cpu_s()

@@ -36,6 +36,9 @@ def measure_streams(
         for gateway in gateways:
             with bench.scope():
                 for running in start_all(bench, [gateway], upstream_port, streams=True):
+                    with awake(running):
+                        _client(bench, running.port, upstream_port, _SMALLEST, 1.0)
+                        _wait_closed(upstream_port, limit_s=10)
                     rows[gateway.name] = _ramp(bench, running, upstream_port, counts, window_s)
         return {
             "window_s": window_s,
@@ -58,7 +61,7 @@ def _ramp(
             step = _step(bench, running, upstream_port, streams, window_s)
             steps.append(step)
             if step["direct_p99_ms"] > LIMIT_MS:
-                return "client and upstream"
+                return "the load's core"
             tries.append(bool(step["holds"]))
         return "holds" if tries[-1] else _culprit(steps[-1])
 
@@ -87,7 +90,7 @@ def _ramp(
 def _culprit(step: Step) -> str:
     """What a step that does not hold is to be blamed on."""
     if step["load_busy_share"] > BUSY:
-        return "client and upstream"
+        return "the load's core"
     if step["others_share"] > 1 - BUSY and step["core_share"] < BUSY:
         return "other work on the core"
     return "the gateway"
