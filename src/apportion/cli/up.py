@@ -1,0 +1,71 @@
+"""``apportion up``: the proxy with one command, and how to talk to it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from apportion.cli.start import DEFAULT_FILE, listen_options, run
+
+if TYPE_CHECKING:
+    from apportion.serve.config.schema import Config
+
+
+@click.command("up")
+@click.option(
+    "--config", "file", type=click.Path(dir_okay=False), help=f"Default: ./{DEFAULT_FILE}, if there."
+)
+@listen_options
+def command(file: str | None, host: str | None, port: int | None, workers: int | None) -> None:
+    """Start the proxy and print how to talk to it.
+
+    Uses ./apportion.yaml if it is there. Otherwise a small real model runs on this machine's processor; its
+    weights are fetched once.
+    """
+    from apportion.serve.config.default import default_config
+    from apportion.serve.config.reader import load
+
+    if file is None and os.path.exists(DEFAULT_FILE):
+        file = DEFAULT_FILE
+    config = default_config() if file is None else load(file)
+
+    def ready(url: str) -> None:
+        click.echo(greeting(config, url))
+        sys.stdout.flush()
+
+    sys.exit(run(config, file, host=host, port=port, workers=workers, on_ready=ready))
+
+
+def greeting(config: Config, url: str) -> str:
+    """How to talk to the proxy at ``url``, as text to copy from."""
+    models = list(config.models)
+    model = "default" if "default" in models else models[0]
+    header, key = "", '"any"'
+    if config.keys:
+        header = ' -H "authorization: Bearer $APPORTION_API_KEY"'
+        key = 'os.environ["APPORTION_API_KEY"]'
+    shown = ", ".join(models[:5]) + (f" and {len(models) - 5} more" if len(models) > 5 else "")
+    bold = click.style(f"apportion is ready on {url}", bold=True)
+    return f"""\
+
+{bold}    models: {shown}
+
+  curl {url}/v1/chat/completions{header} -H 'content-type: application/json' \\
+    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+
+  OpenAI SDK      OpenAI(base_url="{url}/v1", api_key={key})
+  Anthropic SDK   Anthropic(base_url="{url}", api_key={key})
+  apportion       {_environment(url)}apportion ask "Hello"
+
+  {url}/v1/models  /health/ready  /metrics  /openapi.json
+  Ctrl-C stops it.
+"""
+
+
+def _environment(url: str) -> str:
+    """What must be set for `apportion ask` to find a proxy that is not on the default port."""
+    port = url.rpartition(":")[2]
+    return "" if port == "8080" else f"APPORTION_PORT={port} "
