@@ -95,6 +95,7 @@ class Account:
         "_amount",
         "_at",
         "_end",
+        "_hard",
         "_level",
         "_part",
         "_per",
@@ -102,12 +103,15 @@ class Account:
         "_windows",
         "budget",
         "reserved_units",
+        "resource",
         "spent_units",
     )
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
+        self.resource = budget.resource
         unit = budget.unit
+        self._hard = budget.hard
         self._amount = unit.to_units(budget.amount)
         self._level = self._amount
         """What may still be reserved; below zero only by an overrun, or in a soft budget."""
@@ -126,9 +130,13 @@ class Account:
 
     def reserve(self, amount_units: int, now: float) -> bool:
         """Hold ``amount_units``; False, and nothing held, if a hard budget has not so much available."""
-        _whole(amount_units)
-        self._advance(now)
-        if amount_units > self._level and self.budget.hard:
+        if amount_units < 0:
+            _whole(amount_units)
+        if self._rate:
+            self._refill(now)
+        elif now >= self._end:
+            self._turn(now)
+        if amount_units > self._level and self._hard:
             return False
         self._level -= amount_units
         self.reserved_units += amount_units
@@ -136,7 +144,8 @@ class Account:
 
     def settle(self, reserved_units: int, actual_units: int, now: float) -> None:
         """Turn a reservation of ``reserved_units`` into a cost of ``actual_units``."""
-        _whole(actual_units)
+        if actual_units < 0:
+            _whole(actual_units)
         self._take(reserved_units, now)
         self._level -= actual_units
         self.spent_units += actual_units
@@ -207,18 +216,21 @@ class Account:
         return f"Account({self.budget.name!r}, level={self._level}, reserved={self.reserved_units})"
 
     def _take(self, reserved_units: int, now: float) -> None:
-        _whole(reserved_units)
-        self._advance(now)
+        if reserved_units < 0:
+            _whole(reserved_units)
+        if now >= self._end:
+            self._turn(now)
         if reserved_units > self.reserved_units:
             raise AmountError(
                 f"Account {self.budget.name!r} holds {self.reserved_units} units, not {reserved_units}:"
                 " a reservation was settled or released twice.",
                 field="reserved_units",
             )
+        # A bucket is not refilled here: what it gained since counts at the next look, as if the reservation
+        # had been spent when it was made.
         self.reserved_units -= reserved_units
-        self._level += reserved_units
-        if self._rate:
-            self._level = min(self._level, self._amount)
+        level = self._level + reserved_units
+        self._level = self._amount if self._rate and level > self._amount else level
 
     def _advance(self, now: float) -> None:
         if self._rate:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-import importlib.metadata
 import inspect
 import re
 from collections.abc import Iterable
@@ -19,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from apportion.core.errors import DuplicateMethodError, MethodFileError, UnknownMethodError
+from apportion.core.errors import DuplicateMethodError, MethodFileError, ParameterError, UnknownMethodError
 from apportion.core.method import Method
 
 GROUP = "apportion"
@@ -92,8 +91,24 @@ def find(name: str) -> type[Method]:
 
 
 def build(name: str, **parameters: Any) -> Method:
-    """A new object of the method called ``name``; raises `ParameterError` for a wrong parameter."""
-    return find(name)(**parameters)
+    """A new object of the method called ``name``; raises `ParameterError` for a wrong or missing
+    parameter.
+    """
+    found = find(name)
+    known = found.signature()
+    for parameter in parameters:
+        if parameter not in known:
+            near = difflib.get_close_matches(parameter, known, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise ParameterError(
+                f"{found.__name__} has no parameter {parameter!r}.",
+                field=parameter,
+                fix=f"{hint}It takes: {', '.join(known) or 'none'}.",
+            )
+    for parameter, declared in known.items():
+        if declared.default is declared.empty and parameter not in parameters:
+            raise ParameterError(f"{found.__name__} needs the parameter {parameter!r}.", field=parameter)
+    return found(**parameters)
 
 
 def describe(name: str) -> MethodInfo:
@@ -152,8 +167,10 @@ def listing() -> list[dict[str, Any]]:
 @functools.cache
 def _places() -> dict[str, str]:
     """Where each method is: a module, or ``module:Class`` for a plugin's."""
+    from importlib.metadata import entry_points  # it loads sockets and mail; most processes never ask
+
     found = dict(_built_in())
-    for entry in importlib.metadata.entry_points(group=GROUP):
+    for entry in entry_points(group=GROUP):
         if found.setdefault(entry.name, entry.value) != entry.value:
             raise DuplicateMethodError(
                 f"The method {entry.name!r} of {entry.value} is already {found[entry.name]}.",

@@ -75,4 +75,4 @@ def _amount(amount: float | None) -> str:
 def _dollars(amount: float | None) -> str:
     if amount is None:
         return "an unknown amount"
-    return f"-${-amount:.4g}" if amount < 0 else f"${amount:.4g}"
+    return f"-${-amount:.4g}" if amount < 0 else f"${amount + 0.0:.4g}"

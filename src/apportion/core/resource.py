@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
+from fractions import Fraction
 
 from apportion.core.errors import AmountError, ApportionError, UnknownResourceError
 
@@ -41,7 +42,7 @@ class Resource:
             if parts < _EXACT:
                 return round(parts)
             amount = Decimal(repr(amount))
-        return int((amount * Decimal(10**self.decimals)).to_integral_value(ROUND_HALF_EVEN))
+        return round(Fraction(amount) * Fraction(10) ** self.decimals)
 
     def from_units(self, units: int) -> Decimal:
         """A whole number of smallest parts, of either sign, as an exact amount in ``unit``."""
