@@ -133,8 +133,8 @@ class Proxy:
             if data == "[DONE]":
                 ended = True
                 break
-            chunk = json.loads(data)
-            if isinstance(chunk, dict) and chunk.get("error"):
+            chunk = _chunk(data)
+            if chunk.get("error"):
                 raise AskError(f"The stream broke: {_message(chunk)}")
             yield from _take(chunk, "delta", answer)
         if not ended:
@@ -218,6 +218,16 @@ def _take(message: dict[str, Any], part: str, answer: Answer) -> Iterator[str]:
         if text:
             answer.text += text
             yield text
+
+
+def _chunk(data: str) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise AskError("The stream broke: an event is not a JSON object.")
+    return found
 
 
 def _message(body: dict[str, Any]) -> str:

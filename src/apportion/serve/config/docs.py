@@ -8,6 +8,7 @@ is not the same.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -255,10 +256,11 @@ def _unit(kind: inspect.Type) -> str | None:
 
 
 def _error_classes() -> Iterator[type[ApportionError]]:
-    """The errors of every file ``errors.py`` of the package, and of the configuration."""
+    """Every error class of the package, found by reading its files; only files that have one are imported."""
     root = Path(apportion.__file__).parent
-    files = [*root.rglob("errors.py"), root / "serve" / "config" / "problems.py"]
-    for file in sorted(files):
+    for file in sorted(root.rglob("*.py")):
+        if not re.search(r"^class \w+\(\w+Error\):", file.read_text(encoding="utf-8"), re.MULTILINE):
+            continue
         module = importlib.import_module(
             ".".join(("apportion", *file.relative_to(root).with_suffix("").parts))
         )
