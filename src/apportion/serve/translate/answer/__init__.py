@@ -1,0 +1,1 @@
+"""Answers, whole or streamed, from the dialect of the upstream to that of the client: one file a pair."""
