@@ -40,7 +40,7 @@ class Scripted(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Scripted
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base names it so
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
     def reply(self, status: int, kind: str, body: bytes) -> None:
