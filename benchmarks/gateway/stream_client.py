@@ -51,6 +51,7 @@ class Client:
         self.lags_ms = array("d")
         self.chunks = 0
         self.failed = 0
+        self.first_failure = ""
 
     def run(self, ramp_s: float, window_s: float) -> None:
         """Open the streams, count the window, close everything."""
@@ -110,12 +111,11 @@ class Client:
         except ConnectionError:
             data = b""
         received_ns = time.monotonic_ns()
-        if fd not in self._started:
-            self._started.add(fd)
-            if not data.startswith(b"HTTP/1.1 200"):
-                data = b""
-        if not data:
+        refused = fd not in self._started and not data.startswith(b"HTTP/1.1 200")
+        self._started.add(fd)
+        if refused or not data:
             self.failed += 1
+            self.first_failure = self.first_failure or data[:400].decode(errors="replace") or "cut off"
             self._sockets.pop(fd).close()
             return False
         if fd in self._rest:
@@ -153,6 +153,7 @@ def main() -> None:
         "chunks": client.chunks,
         "delivered_share": client.chunks / due,
         "failed": client.failed,
+        "first_failure": client.first_failure,
         **{f"lag_{name}_ms": value for name, value in percentiles(client.lags_ms).items()},
     }
     json.dump(result, sys.stdout)

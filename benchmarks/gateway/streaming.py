@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.gateway.gateways import Gateway
 from benchmarks.gateway.payload import CHUNK_BYTES, TOKENS_PER_S
@@ -106,6 +107,8 @@ def _step(bench: Bench, running: Running, upstream_port: int, streams: int, wind
         cancelled = _wait_closed(upstream_port, limit_s=window_s + 10)
     added_ms = through["lag_p99_ms"] - direct["lag_p99_ms"]
     holds = added_ms <= LIMIT_MS and through["delivered_share"] >= DELIVERED and not through["failed"]
+    if through["first_failure"]:
+        print(f"  first failure: {through['first_failure']}", flush=True)
     print(
         f"  {running.gateway.name:18} {streams:5} streams: added p50 "
         f"{through['lag_p50_ms'] - direct['lag_p50_ms']:7.2f} ms, p99 {added_ms:7.2f} ms "
@@ -130,7 +133,7 @@ def _step(bench: Bench, running: Running, upstream_port: int, streams: int, wind
     }
 
 
-def _client(bench: Bench, port: int, upstream_port: int, streams: int, window_s: float) -> dict[str, float]:
+def _client(bench: Bench, port: int, upstream_port: int, streams: int, window_s: float) -> dict[str, Any]:
     ramp_s = max(0.5, streams / 500)
     text = bench.run_load(
         module(
@@ -142,7 +145,7 @@ def _client(bench: Bench, port: int, upstream_port: int, streams: int, window_s:
     )
     if port == upstream_port:
         _wait_closed(upstream_port, limit_s=10)
-    result: dict[str, float] = json.loads(text)
+    result: dict[str, Any] = json.loads(text)
     return result
 
 
