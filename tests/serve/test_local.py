@@ -17,12 +17,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from apportion.core.errors import ParameterError
 from apportion.serve import store
 from apportion.serve.local import LocalEngine, LocalEngineError, LocalMissingError
 from apportion.serve.local.child import usable_cores
+from apportion.serve.local.settings import EngineSettings
 
 MODEL = "smollm2-135m-instruct"
 HOUSE = Path(__file__).parents[2] / "src"
@@ -240,17 +242,51 @@ async def test_the_child_does_not_outlive_a_killed_parent(weights: Path) -> None
         await until(lambda: not alive(pid), within_s=10)
 
 
+def child(path: Path, parent_pid: int) -> subprocess.Popen[bytes]:
+    settings = EngineSettings(
+        path=str(path),
+        alias="tiny",
+        api_key="key",
+        parent_pid=parent_pid,
+        slots=1,
+        context_tokens=256,
+        threads=1,
+        embeddings=False,
+        pooling="mean",
+        reuse_prompts=False,
+        prompt_cache_bytes=0,
+        connections=8,
+    )
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, "-m", "apportion.serve.local.child"],
+        stdin=pipe,
+        stdout=pipe,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdin
+    process.stdin.write(msgspec.json.encode(settings) + b"\n")
+    process.stdin.flush()
+    return process
+
+
 @pytest.mark.slow
-async def test_the_child_goes_when_its_input_ends_even_while_nothing_kills_it(weights: Path) -> None:
-    """What holds where the kernel does not tie children to parents."""
-    engine = LocalEngine(str(weights), slots=1, context_tokens=256)
-    await engine.start()
-    pid = engine.pid
-    assert pid
-    started_s = time.monotonic()
-    await engine.stop()
-    assert not alive(pid)
-    assert time.monotonic() - started_s < 5, "it was killed after the grace time instead of leaving by itself"
+def test_the_child_exits_by_itself_when_its_input_ends(weights: Path) -> None:
+    """What holds where the kernel does not tie a child to its parent."""
+    with child(weights, os.getpid()) as process:
+        assert process.stdin
+        assert process.stdout
+        assert b"http://127.0.0.1:" in process.stdout.readline()
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(30) == 0
+
+
+def test_a_child_whose_parent_is_already_gone_does_not_start(tmp_path: Path) -> None:
+    with child(tmp_path, parent_pid=1) as process:
+        assert process.wait(30) == 0
+        assert process.stdout
+        assert process.stdout.read() == b""
 
 
 @pytest.mark.slow

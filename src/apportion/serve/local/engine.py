@@ -60,7 +60,7 @@ class LocalEngine:
         sha256: what the weights must hash to, when the reference is not a known one.
         slots: requests generated at the same time; more of them wait inside llama.cpp.
         context_tokens: prompt and answer together, for each slot.
-        threads: compute threads; by default the cores that this process may use.
+        threads: compute threads; by default one less than the cores this process may use, at least one.
         embeddings: also serve embeddings, with ``pooling`` ("model" takes what the weights say).
         alias: the model name in answers; by default the known name or the file's stem.
         reuse_prompts: keep computed prompts (at most ``prompt_cache_bytes``) to answer like ones sooner.
@@ -266,7 +266,7 @@ class LocalEngine:
             born_s = loop.time()
             reason = await self._watch(child)
             self._change("restarting", None)
-            await child.end()
+            await child.end(grace_s=0)
             if loop.time() - born_s >= self._stable_after_s:
                 crashes = 0
             while True:
@@ -374,8 +374,8 @@ class _Child:
         assert self._process  # noqa: S101
         return await self._process.wait()
 
-    async def end(self) -> None:
-        """Close its input, upon which it exits at once; kill it if it does not."""
+    async def end(self, *, grace_s: float = _EXIT_S) -> None:
+        """Close its input, upon which it exits at once; kill it if it has not within ``grace_s``."""
         process = self._process
         if process is None:
             return
@@ -383,7 +383,7 @@ class _Child:
             process.stdin.close()
         if process.returncode is None:
             try:
-                await asyncio.wait_for(asyncio.shield(process.wait()), _EXIT_S)
+                await asyncio.wait_for(process.wait(), grace_s)
             except TimeoutError:
                 pass
             finally:
