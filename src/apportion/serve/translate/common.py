@@ -189,12 +189,19 @@ def limit_field(model: str, traits: Traits) -> str:
     return traits.max_tokens_field or by_name
 
 
+def without_index(thinking_blocks: object) -> list[JSON]:
+    """Thinking blocks as the model signed them: streams number them for the accumulators of clients."""
+    return [
+        {k: v for k, v in b.items() if k != "index"} for b in as_list(thinking_blocks) if isinstance(b, dict)
+    ]
+
+
 _SEAL = "apportion:"
 
 
 def seal(thinking_blocks: list[Any]) -> str:
     """Signed thinking blocks as a reasoning item's ``encrypted_content``, for the client to bring back."""
-    return _SEAL + base64.b64encode(dumps(thinking_blocks)).decode()
+    return _SEAL + base64.b64encode(dumps(without_index(thinking_blocks))).decode()
 
 
 def unseal(encrypted_content: object) -> list[Any] | None:

@@ -6,7 +6,16 @@ import re
 from typing import Any
 
 from apportion.measure.usage import Usage
-from apportion.serve.translate.common import JSON, ErrorLike, as_dict, as_list, as_str, parse_arguments, sse
+from apportion.serve.translate.common import (
+    JSON,
+    ErrorLike,
+    as_dict,
+    as_list,
+    as_str,
+    parse_arguments,
+    sse,
+    without_index,
+)
 from apportion.serve.translate.common import Stream as BaseStream
 from apportion.serve.translate.errors import error_event
 from apportion.serve.translate.usage import messages_usage
@@ -40,7 +49,7 @@ def response(body: JSON) -> JSON:
     choice = as_dict(choices[0]) if choices else {}
     message = as_dict(choice.get("message"))
     blocks: list[JSON] = []
-    signed = [b for b in as_list(message.get("thinking_blocks")) if isinstance(b, dict)]
+    signed = without_index(message.get("thinking_blocks"))
     thoughts = as_str(message.get("reasoning_content")) or as_str(message.get("reasoning"))
     if signed:
         blocks += signed

@@ -91,6 +91,7 @@ class Stream(BaseStream):
         self._usage: JSON = {}
         self._blocks: dict[int, JSON] = {}
         self._calls = -1
+        self._thoughts = -1
         self._begun = False
         self._finished = False
 
@@ -195,7 +196,8 @@ class Stream(BaseStream):
         if kind == "tool_use" and not block.get("_streamed"):
             return self._arguments(block, dumps(block.get("input") or {}).decode())
         if kind == "redacted_thinking" or (kind == "thinking" and block.get("signature")):
-            return self._chunk({"thinking_blocks": [block]})
+            self._thoughts += 1  # openai's accumulator demands an index in every list
+            return self._chunk({"thinking_blocks": [{"index": self._thoughts, **block}]})
         return b""
 
     def _arguments(self, block: JSON, arguments: str) -> bytes:

@@ -24,6 +24,7 @@ from apportion.serve.translate.common import (
     refuse,
     unsupported,
     want,
+    without_index,
 )
 
 THINKING_BUDGET_TOKENS = {
@@ -431,7 +432,7 @@ def _decode_text(data: str, field: str) -> str:
 
 
 def _assistant(message: JSON, field: str, dropped: Dropped) -> list[JSON]:
-    blocks = [b for b in as_list(message.get("thinking_blocks")) if isinstance(b, dict)]
+    blocks = without_index(message.get("thinking_blocks"))
     if not blocks and message.get("reasoning_content"):
         dropped.add("messages.reasoning_content")  # without its signature it is not accepted back
     blocks = blocks + _content(message, field)
