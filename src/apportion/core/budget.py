@@ -154,6 +154,11 @@ class Account:
         """Give a reservation back unspent."""
         self._take(reserved_units, now)
 
+    @property
+    def level_units(self) -> int:
+        """What was available when the account last changed; cheaper than `available_units`, and older."""
+        return self._level
+
     def available_units(self, now: float) -> int:
         """What may be reserved now. Never below zero for a hard budget; a soft one shows its excess as
         negative.
@@ -255,7 +260,10 @@ class Account:
         if window_s is None:
             return
         count = math.floor((now - self.budget.origin_s) / window_s)
-        turned = count - self._windows if self._windows is not None else 1
+        turned = 1
+        if self._windows is not None:
+            count = max(count, self._windows + 1)  # rounding must not give one window out twice
+            turned = count - self._windows
         self._windows = count
         self._end = self.budget.origin_s + (count + 1) * window_s
         unspent = self._level + self.reserved_units

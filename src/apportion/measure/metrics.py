@@ -34,7 +34,7 @@ class Counter:
 
     __slots__ = ("_cells", "_index")
 
-    def __init__(self, cells: memoryview, index: int) -> None:
+    def __init__(self, cells: memoryview[float], index: int) -> None:
         self._cells = cells
         self._index = index
 
@@ -57,7 +57,7 @@ class Histogram:
 
     __slots__ = ("_bounds", "_cells", "_index")
 
-    def __init__(self, cells: memoryview, index: int, bounds: Sequence[float]) -> None:
+    def __init__(self, cells: memoryview[float], index: int, bounds: Sequence[float]) -> None:
         self._cells = cells
         self._index = index
         self._bounds = bounds
@@ -91,7 +91,8 @@ class Family:
         self.bounds = bounds
         self._series: dict[tuple[str, ...], int] = {}
 
-    def _index(self, values: tuple[str, ...]) -> int:
+    def index(self, *values: str) -> int:
+        """The cell of these label values in ``Registry.cells``: for whoever moves several at once."""
         if len(values) != len(self.labels):
             raise ValueError(f"{self.name} has the labels {self.labels}, got {values}")
         index = self._series.get(values)
@@ -105,11 +106,11 @@ class Family:
 
     def at(self, *values: str) -> Counter:
         """The counter or gauge of these label values."""
-        return Counter(self.registry.cells, self._index(values))
+        return Counter(self.registry.cells, self.index(*values))
 
     def histogram_at(self, *values: str) -> Histogram:
         """The histogram of these label values."""
-        return Histogram(self.registry.cells, self._index(values), self.bounds)
+        return Histogram(self.registry.cells, self.index(*values), self.bounds)
 
     @property
     def width(self) -> int:

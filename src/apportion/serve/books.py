@@ -7,11 +7,10 @@ workers each keeps an equal share of every hard budget, so that together they ne
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final
 
-from apportion.core.budget import Budget
+from apportion.core.budget import Account, Budget
 from apportion.core.cost import Cost
-from apportion.core.ledger import MemoryLedger, Refusal
 from apportion.core.pricer import Pricer
 from apportion.serve import errors
 from apportion.serve.config.schema import Budget as BudgetConfig
@@ -21,43 +20,86 @@ from apportion.serve.config.schema import Pricer as PricerConfig
 _PER_MINUTE: Final = ("requests_per_minute", "tokens_per_minute")
 
 
-class Account(NamedTuple):
-    """One account a request falls under."""
+_FRESH_S: Final = 0.02
+"""Prices move at most this often; what is spent in between moves them together (a mini-batch of the dual step)."""
 
-    name: str
-    resource: str
-    hard: bool
+
+class Sheet:
+    """What one kind of request (a key asking for a model) pays and reports: prices in, spendings out."""
+
+    __slots__ = ("_at", "_count", "_outside", "_pricers", "_prices", "_server_s", "_tokens", "_usd", "_value")
+
+    def __init__(self, outside: Mapping[str, float], pricers: tuple[Pricer, ...]) -> None:
+        self._outside = outside
+        self._pricers = pricers
+        self._prices: Mapping[str, float] = outside
+        self._at = -1e15
+        self._count = 0
+        self._usd = self._tokens = self._server_s = self._value = 0.0
+
+    def prices(self, now: float) -> Mapping[str, float]:
+        """Dollars per unit of each resource: outside prices and the shadow prices of the budgets that apply."""
+        if not self._pricers or 0.0 <= now - self._at < _FRESH_S:
+            return self._prices
+        self._at = now
+        if self._count:
+            cost = Cost(
+                usd=self._usd, tokens=self._tokens, server_seconds=self._server_s, requests=float(self._count)
+            )
+            for pricer in self._pricers:
+                pricer.spend(cost, now, self._value)
+            self._count = 0
+            self._usd = self._tokens = self._server_s = self._value = 0.0
+        total = dict(self._outside)
+        for pricer in self._pricers:
+            for resource, price in pricer.prices(now).items():
+                total[resource] = total.get(resource, 0.0) + price
+        self._prices = total
+        return total
+
+    def spent(self, usd: float | None, tokens: int, server_s: float, value_usd: float, now: float) -> None:
+        """Take in what an answer cost and what it bought. Dollars that are unknown move no price."""
+        if not self._pricers:
+            return
+        if usd is None:
+            cost = Cost(tokens=float(tokens), server_seconds=server_s, requests=1.0)
+            for pricer in self._pricers:
+                pricer.spend(cost, now, value_usd)
+            return
+        self._count += 1
+        self._usd += usd
+        self._tokens += tokens
+        self._server_s += server_s
+        self._value += value_usd
 
 
 class Books:
     """The accounts and pricers of one configuration in one worker. Lives on where a reload leaves it equal."""
 
     def __init__(self, config: Config, workers: int) -> None:
-        self._ledger = MemoryLedger()
         self._by_scope: dict[str, list[Account]] = {}
-        self._each_key: list[BudgetConfig] = []
         self._pricers: dict[str, Pricer] = {}
         self._outside: dict[str, float] = {"usd": 1.0, **config.prices}
         self._accounts: dict[tuple[str, str, str], tuple[Account, ...]] = {}
-        self._pricer_sets: dict[tuple[str, str], tuple[Pricer, ...]] = {}
+        self._sheets: dict[tuple[str, str], Sheet] = {}
         scoped: dict[str, list[Budget]] = {}
         for entry in config.all_budgets():
             scopes = [f"key:{k.name}" for k in config.keys] if entry.scope == "key" else [entry.scope]
             for scope in scopes:
                 budget = _budget(entry, scope, workers)
-                self._open(scope, budget)
+                self._by_scope.setdefault(scope, []).append(Account(budget))
                 scoped.setdefault(scope, []).append(budget)
         for key in config.keys:
-            for budget in _limits(key, workers):
-                self._open(f"key:{key.name}", budget)
+            scope = f"key:{key.name}"
+            self._by_scope.setdefault(scope, []).extend(Account(b) for b in _limits(key, workers))
         for scope, budgets in scoped.items():
             if not scope.startswith("endpoint:"):
                 self._pricers[scope] = _pricer(budgets, config.pricer)
 
-    def _open(self, scope: str, budget: Budget) -> None:
-        name = f"{scope}/{budget.name}"
-        self._ledger.open(name, budget)
-        self._by_scope.setdefault(scope, []).append(Account(name, budget.resource, budget.hard))
+        self.caps_usd = any(
+            a.resource == "usd" and a.budget.hard for found in self._by_scope.values() for a in found
+        )
+        """Whether any hard dollar budget exists at all."""
 
     def accounts(self, key: str, model: str, endpoint: str) -> tuple[Account, ...]:
         """The accounts of a request, the widest scope first."""
@@ -69,66 +111,58 @@ class Books:
             self._accounts[at] = found
         return found
 
-    def _pricers_of(self, key: str, model: str) -> tuple[Pricer, ...]:
+    def sheet(self, key: str, model: str) -> Sheet:
+        """The prices that a key pays for a model."""
         at = (key, model)
-        found = self._pricer_sets.get(at)
+        found = self._sheets.get(at)
         if found is None:
             scopes = ("all", f"key:{key}", f"model:{model}")
-            found = tuple(self._pricers[scope] for scope in scopes if scope in self._pricers)
-            self._pricer_sets[at] = found
+            pricers = tuple(self._pricers[scope] for scope in scopes if scope in self._pricers)
+            found = self._sheets[at] = Sheet(self._outside, pricers)
         return found
 
-    def prices(self, key: str, model: str, now: float) -> Mapping[str, float]:
-        """Dollars per unit of each resource for this request: outside prices and the shadow prices of its budgets."""
-        pricers = self._pricers_of(key, model)
-        if not pricers:
-            return self._outside
-        total = dict(self._outside)
-        for pricer in pricers:
-            for resource, price in pricer.prices(now).items():
-                total[resource] = total.get(resource, 0.0) + price
-        return total
+    def rates(self, key: str) -> tuple[Account, ...]:
+        """The accounts of a key's limits per minute."""
+        return tuple(a for a in self._by_scope.get(f"key:{key}", ()) if a.budget.name in _PER_MINUTE)
 
-    def usd_left_units(self, accounts: Iterable[Account], now: float) -> int | None:
-        """Pico-dollars that the hard dollar budgets among ``accounts`` still allow; None without any."""
-        left: int | None = None
-        for account in accounts:
-            if account.hard and account.resource == "usd":
-                units = self._ledger.available_units(account.name, now)
-                left = units if left is None else min(left, units)
-        return left
 
-    def reserve(self, accounts: Iterable[Account], amounts: Mapping[str, int], now: float) -> str:
-        """Hold the most a request may cost in all its accounts, or raise the error of the first that refuses."""
-        wanted = {a.name: amounts.get(a.resource, 0) for a in accounts}
-        held = self._ledger.reserve(wanted, now)
-        if isinstance(held, Refusal):
-            raise _refused(held)
-        return held
+def usd_left_units(accounts: Iterable[Account], now: float) -> int | None:
+    """Pico-dollars that the hard dollar budgets among ``accounts`` still allow; None without any."""
+    left: int | None = None
+    for account in accounts:
+        budget = account.budget
+        if budget.hard and budget.resource == "usd":
+            units = account.available_units(now)
+            left = units if left is None or units < left else left
+    return left
 
-    def settle(
-        self,
-        reservation: str,
-        accounts: Iterable[Account],
-        amounts: Mapping[str, int],
-        now: float,
-    ) -> None:
-        """Replace a reservation by what was measured. A resource not in ``amounts`` is charged as reserved."""
-        actual = {a.name: amounts[a.resource] for a in accounts if a.resource in amounts}
-        self._ledger.settle(reservation, actual, now)
 
-    def release(self, reservation: str, now: float) -> None:
-        """Nothing was spent."""
-        self._ledger.release(reservation, now)
+def reserve(accounts: tuple[Account, ...], amounts: Mapping[str, int], now: float) -> list[int]:
+    """Hold the most a request may cost in all its accounts; what is held in each.
 
-    def spent(self, key: str, model: str, cost: Cost, now: float, value_usd: float | None) -> None:
-        """Move the prices by a measured cost and by what it bought, where that is known."""
-        for pricer in self._pricers_of(key, model):
-            pricer.spend(cost, now, value_usd)
+    Raises the error of the first that refuses, holding nothing. A resource not in ``amounts`` holds nothing.
+    """
+    held: list[int] = []
+    for account in accounts:
+        units = amounts.get(account.resource, 0)
+        if not account.reserve(units, now):
+            for other, other_units in zip(accounts, held, strict=False):
+                other.release(other_units, now)
+            raise _refused(account, units, now)
+        held.append(units)
+    return held
 
-    def available_units(self, account: Account, now: float) -> int:
-        """What may still be reserved in one account."""
-        return self._ledger.available_units(account.name, now)
+
+def settle(accounts: tuple[Account, ...], held: list[int], amounts: Mapping[str, int], now: float) -> None:
+    """Replace a reservation by what was measured; a resource not in ``amounts`` is charged as reserved."""
+    for account, units in zip(accounts, held, strict=True):
+        account.settle(units, amounts.get(account.resource, units), now)
+
+
+def release(accounts: tuple[Account, ...], held: list[int], now: float) -> None:
+    """Give a reservation back: nothing was spent."""
+    for account, units in zip(accounts, held, strict=True):
+        account.release(units, now)
 
 
 def _budget(entry: BudgetConfig, scope: str, workers: int) -> Budget:
@@ -157,33 +191,34 @@ def _limits(key: Key, workers: int) -> Iterable[Budget]:
 
 
 def _pricer(budgets: list[Budget], config: PricerConfig) -> Pricer:
-    chosen = {"step": config.step, "cap": config.cap}
-    given = {name: value for name, value in chosen.items() if value is not None}
+    given: dict[str, Any] = {"step": config.step, "cap": config.cap}
+    given = {name: value for name, value in given.items() if value is not None}
     return Pricer(budgets, update=config.update, outside={}, **given)
 
 
-def _refused(refusal: Refusal) -> errors.GatewayError:
-    budget = refusal.budget
+def _refused(account: Account, wanted_units: int, now: float) -> errors.GatewayError:
+    budget = account.budget
     unit = budget.unit
-    wanted, left = unit.from_units(refusal.wanted_units), unit.from_units(refusal.available_units)
-    rate = budget.refill_per_s is not None
-    message = (
-        f"This gateway's limit {budget.name!r} ({budget.scope}) allows {left} {unit.name} now; "
-        f"the request may take {wanted}."
-    )
+    wait_s = account.wait_s(wanted_units, now)
+    wanted, left = unit.from_units(wanted_units), unit.from_units(account.available_units(now))
     details: dict[str, object] = {
         "budget": budget.name,
         "scope": budget.scope,
         "resource": unit.name,
         "wanted": str(wanted),
         "left": str(left),
-        "retry_after_s": refusal.wait_s,
+        "retry_after_s": wait_s,
     }
-    kind = errors.RateLimitedError if rate and refusal.wait_s is not None else errors.BudgetExceededError
+    kind = (
+        errors.RateLimitedError
+        if budget.refill_per_s is not None and wait_s is not None
+        else errors.BudgetExceededError
+    )
     return kind(
-        message,
+        f"This gateway's limit {budget.name!r} ({budget.scope}) allows {left} {unit.name} now; "
+        f"the request may take {wanted}.",
         field=budget.name,
-        fix="Ask for less output, or wait." if refusal.wait_s is not None else "Ask for less output.",
-        retry_after_s=refusal.wait_s,
+        fix="Ask for less output, or wait." if wait_s is not None else "Ask for less output.",
+        retry_after_s=wait_s,
         details=details,
     )

@@ -7,6 +7,7 @@ the proxy can read the request differently.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import unquote
@@ -38,6 +39,9 @@ DIALECTS: Final[dict[Api, Dialect]] = {
     "count_tokens": "anthropic",
 }
 
+STREAMED: Final = ("chat", "completions", "messages", "responses")
+"""APIs whose answers can be streams."""
+
 CAP_FIELDS: Final[dict[Api, tuple[str, ...]]] = {
     "chat": ("max_completion_tokens", "max_tokens"),
     "completions": ("max_tokens",),
@@ -67,54 +71,89 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 NO_CONSTRAINTS: Final = Constraints()
-_HEADERS: Final = {b"x-apportion-" + f.encode().replace(b"_", b"-"): f for f in Constraints.__struct_fields__}
+_CONSTRAINT_HEADERS: Final = {
+    b"x-apportion-" + name.encode().replace(b"_", b"-"): name for name in Constraints.__struct_fields__
+}
+_MISSING: Final = re.compile(r"Object missing required field `([^`]*)`")
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `([^`]*)`")
 
-_decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_str = msgspec.json.Decoder(str).decode
-_decode_constraints = msgspec.json.Decoder(Constraints).decode
-_decode_count = msgspec.json.Decoder(Annotated[int, Meta(ge=1, le=2**31 - 1)]).decode
-_decode_objects = msgspec.json.Decoder(list[dict[str, Raw]]).decode
-encode_object = msgspec.json.Encoder().encode
-
-_TRUE: Final = b"true"
-_SMALL_BYTES: Final = 4096
+_Cap = Annotated[int, Meta(ge=1, le=2**31 - 1)] | None
+_Many = Annotated[int, Meta(ge=1, le=1024)] | None
 
 
-class StreamOptions(msgspec.Struct):
-    """``stream_options``; what the proxy does not know is kept elsewhere, raw."""
+class _Message(msgspec.Struct, gc=False):
+    role: str
 
+
+class _StreamOptions(msgspec.Struct, gc=False):
     include_usage: bool | None = None
 
 
-_decode_stream_options = msgspec.json.Decoder(StreamOptions).decode
+class _Head(msgspec.Struct, gc=False, kw_only=True):
+    """The fields that the proxy checks or acts on. What is not named is skipped, its syntax checked."""
 
-_NUMBER: Final = (b"-", b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"8", b"9")
-_FIRST_BYTES: Final[dict[str, tuple[tuple[bytes, ...], str]]] = {
-    "messages": ((b"[",), "an array of messages"),
-    "tools": ((b"[", b"n"), "an array"),
-    "temperature": ((*_NUMBER, b"n"), "a number"),
-    "top_p": ((*_NUMBER, b"n"), "a number"),
-    "seed": ((*_NUMBER, b"n"), "an integer"),
-    "stop": ((b'"', b"[", b"n"), "a string or an array of strings"),
-    "stop_sequences": ((b"[", b"n"), "an array of strings"),
-    "user": ((b'"', b"n"), "a string"),
-    "metadata": ((b"{", b"n"), "an object"),
-    "response_format": ((b"{", b"n"), "an object"),
-    "logit_bias": ((b"{", b"n"), "an object"),
-    "system": ((b'"', b"[", b"n"), "a string or an array of text blocks"),
-    "input": ((b'"', b"["), "a string or an array"),
-    "prompt": ((b'"', b"["), "a string or an array"),
-}
-"""Fields whose JSON type is checked by its first byte; what is inside is the upstream's to judge."""
+    model: Annotated[str, Meta(min_length=1, max_length=512)]
+    stream: bool | None = None
+    user: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    tools: list[Raw] | None = None
+    apportion: Constraints | None = None
 
-_REQUIRED: Final[dict[Api, str | None]] = {
-    "chat": "messages",
-    "completions": "prompt",
-    "embeddings": "input",
-    "responses": None,
-    "messages": "messages",
-    "count_tokens": "messages",
+
+class _Chat(_Head, gc=False, kw_only=True):
+    messages: Annotated[list[_Message], Meta(min_length=1)]
+    stream_options: _StreamOptions | None = None
+    max_completion_tokens: _Cap = None
+    max_tokens: _Cap = None
+    n: _Many = None
+    stop: str | list[str] | None = None
+    response_format: dict[str, Raw] | None = None
+    seed: int | None = None
+
+
+class _Completion(_Head, gc=False, kw_only=True):
+    prompt: str | list[Raw]
+    stream_options: _StreamOptions | None = None
+    max_tokens: _Cap = None
+    n: _Many = None
+    best_of: _Many = None
+    stop: str | list[str] | None = None
+
+
+class _Embedding(_Head, gc=False, kw_only=True):
+    input: str | list[Raw]
+
+
+class _Response(_Head, gc=False, kw_only=True):
+    input: str | list[Raw] | None = None
+    instructions: str | list[Raw] | None = None
+    max_output_tokens: _Cap = None
+
+
+class _Messages(_Head, gc=False, kw_only=True):
+    messages: Annotated[list[_Message], Meta(min_length=1)]
+    max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+    system: str | list[Raw] | None = None
+    metadata: dict[str, Raw] | None = None
+    stop_sequences: list[str] | None = None
+
+
+class _Counted(_Head, gc=False, kw_only=True):
+    messages: Annotated[list[_Message], Meta(min_length=1)]
+    system: str | list[Raw] | None = None
+
+
+_HEAD_DECODERS: Final[dict[Api, msgspec.json.Decoder[Any]]] = {
+    "chat": msgspec.json.Decoder(_Chat),
+    "completions": msgspec.json.Decoder(_Completion),
+    "embeddings": msgspec.json.Decoder(_Embedding),
+    "responses": msgspec.json.Decoder(_Response),
+    "messages": msgspec.json.Decoder(_Messages),
+    "count_tokens": msgspec.json.Decoder(_Counted),
 }
+_decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
+encode_object = msgspec.json.Encoder().encode
 
 
 class Call:
@@ -157,156 +196,98 @@ class Call:
 
 def parse(request: Request, api: Api) -> Call:
     """Read and check a request for ``api``; raises ``InvalidRequestError`` naming the field."""
-    body = request.body
-    _check_media(request, body)
+    body, headers = request.body, request.headers
+    kind = headers.get(b"content-type")
+    if kind != b"application/json" or b"content-encoding" in headers:
+        _check_media(headers, body)
     try:
         if not body.isascii():
             body.decode()
         fields = _decode_object(body)
+        head = _HEAD_DECODERS[api].decode(body)
     except UnicodeDecodeError as error:
         raise errors.InvalidJSONError(f"The body is not valid UTF-8 (byte {error.start}).") from None
-    except msgspec.ValidationError:
-        raise errors.InvalidRequestError("The body must be a JSON object.") from None
+    except msgspec.ValidationError as error:
+        raise _wrong(str(error)) from None
     except RecursionError:
         raise errors.InvalidJSONError("The body is nested too deeply.") from None
     except msgspec.DecodeError as error:
         raise errors.InvalidJSONError(f"The body is not valid JSON: {error}.") from None
     call = Call(request, api)
     call.fields = fields
-    call.model = _model(fields)
-    required = _REQUIRED[api]
-    if required is not None and required not in fields:
-        raise errors.InvalidRequestError(f"The field '{required}' is missing.", field=required)
-    for name, raw in fields.items():
-        rule = _FIRST_BYTES.get(name)
-        if rule is not None and bytes(memoryview(raw)[:1]) not in rule[0]:
-            raise errors.InvalidRequestError(f"'{name}' must be {rule[1]}.", field=name)
-    if required == "messages":
-        _check_messages(fields["messages"])
-    if "stream" in fields:
-        call.stream = _boolean(fields["stream"], "stream")
-        if call.stream and "stream_options" in fields:
-            options = _typed(_decode_stream_options, fields["stream_options"], "stream_options")
-            call.include_usage = options is not None and bool(options.include_usage)
+    call.model = head.model
+    if head.stream:
+        call.stream = True
+        if "stream_options" in fields and head.stream_options is not None:
+            call.include_usage = bool(head.stream_options.include_usage)
     for name in CAP_FIELDS[api]:
-        if name in fields and bytes(fields[name]) != b"null":
-            cap = _typed(_decode_count, fields[name], name)
-            call.max_output_tokens = cap if call.max_output_tokens is None else min(cap, call.max_output_tokens)
-    if api == "messages" and call.max_output_tokens is None:
-        raise errors.InvalidRequestError("The field 'max_tokens' is missing.", field="max_tokens")
-    for name in ("n", "best_of"):
-        if name in fields and bytes(fields[name]) != b"null":
-            call.n = max(call.n, _typed(_decode_count, fields[name], name))
-    if "user" in fields:
-        raw_user = bytes(fields["user"])
-        call.user = _decode_str(raw_user)[:256] if raw_user != b"null" else None
-    _constraints(call, fields, request.headers)
+        cap = getattr(head, name)
+        if cap is not None and (call.max_output_tokens is None or cap < call.max_output_tokens):
+            call.max_output_tokens = cap
+    if "n" in fields or "best_of" in fields:
+        call.n = max(getattr(head, "n", None) or 1, getattr(head, "best_of", None) or 1)
+    if head.user is not None:
+        call.user = head.user[:256]
+    if head.apportion is not None:
+        call.constraints = head.apportion
+    if "apportion" in fields:
+        del fields["apportion"]
+    for header in headers:
+        if header in _CONSTRAINT_HEADERS:
+            call.constraints = _with_headers(call.constraints, headers)
+            break
     return call
 
 
-def _check_media(request: Request, body: bytes) -> None:
-    headers = request.headers
-    kind = headers.get(b"content-type")
-    if kind is not None and not kind.startswith(b"application/json"):
-        media = kind.partition(b";")[0].strip().lower()
-        # curl -d without a header says it sends a form; so do many first attempts, and the body tells.
-        form = media == b"application/x-www-form-urlencoded" and body[:1] == b"{"
-        if media != b"application/json" and not media.endswith(b"+json") and not form:
-            raise errors.UnsupportedMediaTypeError(
-                f"The content type {media.decode('latin-1')!r} is not read.",
-                field="content-type",
-                fix="Send application/json.",
-            )
-    coding = headers.get(b"content-encoding")
-    if coding is not None and coding.lower() != b"identity":
+def _check_media(headers: Mapping[bytes, bytes], body: bytes) -> None:
+    media = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
+    # curl -d without a header says it sends a form; so do many first attempts, and the body tells.
+    form = media == b"application/x-www-form-urlencoded" and body.lstrip()[:1] == b"{"
+    if media != b"application/json" and not media.endswith(b"+json") and not form:
         raise errors.UnsupportedMediaTypeError(
-            f"The content encoding {coding.decode('latin-1')!r} is not read.",
+            f"The content type {media.decode('latin-1')[:100]!r} is not read.",
+            field="content-type",
+            fix="Send application/json.",
+        )
+    coding = headers.get(b"content-encoding", b"identity").lower()
+    if coding != b"identity":
+        raise errors.UnsupportedMediaTypeError(
+            f"The content encoding {coding.decode('latin-1')[:100]!r} is not read.",
             field="content-encoding",
             fix="Send the body unencoded.",
         )
 
 
-def _model(fields: dict[str, Raw]) -> str:
-    raw = fields.get("model")
-    if raw is None:
-        raise errors.InvalidRequestError("The field 'model' is missing.", field="model")
+def _with_headers(constraints: Constraints, headers: Mapping[bytes, bytes]) -> Constraints:
+    """Constraints given as ``x-apportion-*`` headers override those in the body."""
+    values = {name: getattr(constraints, name) for name in Constraints.__struct_fields__}
+    for header, field in _CONSTRAINT_HEADERS.items():
+        if header in headers:
+            text = headers[header].decode("latin-1").strip()
+            listed = [unquote(t.strip()) for t in text.split(",") if t.strip()]
+            values[field] = listed if field == "tags" else text
     try:
-        model = _decode_str(raw)
-    except msgspec.DecodeError:
-        raise errors.InvalidRequestError("'model' must be a string.", field="model") from None
-    if not model or len(model) > 512:
-        raise errors.InvalidRequestError("'model' must have 1 to 512 characters.", field="model")
-    return model
-
-
-def _check_messages(raw: Raw) -> None:
-    """Messages are objects with a role. Long conversations are checked at their ends only: what is wrong
-    inside is the upstream's to say."""
-    view = memoryview(raw)
-    if len(view) > _SMALL_BYTES:
-        return
-    try:
-        messages = _decode_objects(raw)
-    except RecursionError:
-        raise errors.InvalidJSONError("'messages' is nested too deeply.", field="messages") from None
-    except msgspec.DecodeError:
-        raise errors.InvalidRequestError("'messages' must be an array of objects.", field="messages") from None
-    if not messages:
-        raise errors.InvalidRequestError("'messages' must hold at least one message.", field="messages")
-    for index, message in enumerate(messages):
-        if "role" not in message:
-            raise errors.InvalidRequestError(
-                f"messages[{index}] has no 'role'.", field=f"messages[{index}].role"
-            )
-
-
-def _boolean(raw: Raw, name: str) -> bool:
-    value = bytes(raw)
-    if value == _TRUE:
-        return True
-    if value in (b"false", b"null"):
-        return False
-    raise errors.InvalidRequestError(f"'{name}' must be true or false.", field=name)
-
-
-def _typed(decode: Any, raw: Raw, name: str) -> Any:
-    if bytes(raw) == b"null":
-        return None
-    try:
-        return decode(raw)
-    except msgspec.DecodeError as error:
-        raise errors.InvalidRequestError(f"'{name}' is wrong: {error}.", field=name) from None
-
-
-def _constraints(call: Call, fields: dict[str, Raw], headers: Mapping[bytes, bytes]) -> None:
-    raw = fields.pop("apportion", None)
-    if raw is not None and bytes(raw) != b"null":
-        try:
-            call.constraints = _decode_constraints(raw)
-        except msgspec.DecodeError as error:
-            raise _bad_constraint(str(error)) from None
-    given = [name for name in headers if name.startswith(b"x-apportion-")]
-    if not given:
-        return
-    values: dict[str, object] = {f: getattr(call.constraints, f) for f in Constraints.__struct_fields__}
-    for header in given:
-        field = _HEADERS.get(header)
-        if field is None:
-            continue  # the proxy's own, or nothing: stripped at the edge
-        text = headers[header].decode("latin-1").strip()
-        values[field] = [unquote(t.strip()) for t in text.split(",") if t.strip()] if field == "tags" else text
-    try:
-        call.constraints = msgspec.convert(values, Constraints, strict=False)
+        return msgspec.convert(values, Constraints, strict=False)
     except msgspec.ValidationError as error:
-        raise _bad_constraint(str(error)) from None
+        raise _wrong(str(error).replace("`$", "`$.apportion")) from None
 
 
-def _bad_constraint(message: str) -> errors.InvalidRequestError:
-    said, _, path = message.partition(" - at `$")
-    name = path.strip("`.").partition("[")[0]
-    field = f"apportion.{name}" if name else "apportion"
-    return errors.InvalidRequestError(
-        f"The constraint '{field}' is wrong: {said}.",
-        field=field,
-        fix=f"Known constraints: {', '.join(Constraints.__struct_fields__)}.",
-    )
+def _wrong(message: str) -> errors.InvalidRequestError:
+    """A type or range error of msgspec, as one that names the field: ``... - at `$.messages[0].role```."""
+    said, _, path = message.partition(" - at `")
+    field = path.rstrip("`").removeprefix("$").lstrip(".")
+    missing = _MISSING.fullmatch(said)
+    if missing is not None:
+        field = f"{field}.{missing[1]}" if field else missing[1]
+        return errors.InvalidRequestError(f"The field '{field}' is missing.", field=field)
+    if not field:
+        return errors.InvalidRequestError("The body must be a JSON object.")
+    unknown = _UNKNOWN.fullmatch(said)
+    if unknown is not None:
+        field = f"{field}.{unknown[1]}"
+        return errors.InvalidRequestError(
+            f"There is no constraint '{field}'.",
+            field=field,
+            fix=f"Known constraints: {', '.join(Constraints.__struct_fields__)}.",
+        )
+    return errors.InvalidRequestError(f"'{field}' is wrong: {said[0].lower()}{said[1:]}.", field=field)

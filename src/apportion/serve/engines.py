@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 from apportion.serve.config.schema import Config, Endpoint
 from apportion.serve.local import LocalEngine
-from apportion.serve.replay import Replay, ReplayServer
+from apportion.serve.replay import Replay, ReplayServer, load
 from apportion.serve.worker import Address
 
 logger = logging.getLogger("apportion.engines")
@@ -59,7 +60,8 @@ class Engines:
 
     async def _start(self, name: str, entry: Endpoint) -> LocalEngine | ReplayServer:
         if entry.kind == "replay":
-            server = ReplayServer(Replay.read(Path(entry.file or ""), speed=entry.speed))
+            speed = math.inf if entry.speed is None else entry.speed
+            server = ReplayServer(Replay(load(Path(entry.file or "")), speed=speed))
             await server.start()
             return server
         engine: LocalEngine | None = None

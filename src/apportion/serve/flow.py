@@ -10,26 +10,34 @@ import asyncio
 import random
 import time
 import zlib
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from apportion.measure.usage import Usage
 from apportion.serve import errors, translation
 from apportion.serve.assemble import Assembler, assembler
-from apportion.serve.call import CAP_FIELDS, Api, Call, encode_object
+from apportion.serve.call import CAP_FIELDS, STREAMED, Api, encode_object
 from apportion.serve.http.client import Exchange, Pool, Timeouts, TransportFailure, stale
 from apportion.serve.http.server import Responder
 from apportion.serve.job import Cap, Job, limits_headers
 from apportion.serve.records import usd
 from apportion.serve.relay import Relay
 from apportion.serve.runtime import Route
-from apportion.serve.upstream import backoff_s, retry_after_s
-from apportion.serve.wire import read_usage, stream_reader
+from apportion.serve.upstream import Endpoint, backoff_s, retry_after_s
+from apportion.serve.wire import StreamReader, read_usage, stream_reader
+
+if TYPE_CHECKING:
+    from apportion.serve.translate import Translation
 
 _JSON: Final = "content-type: application/json\r\n"
-_SSE: Final = "content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
-_RETRIED: Final = frozenset((401, 403, 404, 408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529))
+_SSE: Final = (
+    "content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
+)
+_RETRIED: Final = frozenset(
+    (401, 403, 404, 408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529)
+)
 """Upstream statuses after which another endpoint may do better."""
 _REPEATED: Final = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529))
 """Those after which even the same endpoint may."""
@@ -111,7 +119,7 @@ def _feasible(job: Job, tried: list[Route]) -> tuple[list[Route], list[Cap]]:
     routes: list[Route] = []
     caps: list[Cap] = []
     for route in job.group.routes:
-        if route in tried or not route.endpoint.available(now_s) or route.chain(api) is None or joules:
+        if route in tried or not route.endpoint.available(now_s) or route.spoken_for(api) is None or joules:
             continue
         cap = job.cap(route)
         if cap is not None:
@@ -121,7 +129,11 @@ def _feasible(job: Job, tried: list[Route]) -> tuple[list[Route], list[Cap]]:
 
 
 async def _pause(
-    job: Job, failed: UpstreamAnswer | TransportFailure | None, wait_s: float, longest_s: float, until_s: float
+    job: Job,
+    failed: UpstreamAnswer | TransportFailure | None,
+    wait_s: float,
+    longest_s: float,
+    until_s: float,
 ) -> bool:
     """Wait before asking the same endpoints again; False if that is pointless."""
     if isinstance(failed, UpstreamAnswer):
@@ -141,16 +153,28 @@ async def _pause(
 class Run:
     """One try at one endpoint: what it holds there, and its entry in the books, made exactly once."""
 
-    __slots__ = ("_open", "_share", "chain", "cut_s", "deadline_cut", "job", "route", "started_s", "timeouts")
+    __slots__ = (
+        "_open",
+        "_share",
+        "cut_s",
+        "deadline_cut",
+        "job",
+        "route",
+        "spoken",
+        "started_s",
+        "timeouts",
+        "translation",
+    )
 
     def __init__(self, job: Job, route: Route, cap: Cap, until_s: float) -> None:
-        chain = route.chain(job.call.api)
-        assert chain is not None  # noqa: S101 - only feasible routes get here
+        spoken = route.spoken_for(job.call.api)
+        assert spoken is not None  # noqa: S101 - only feasible routes get here
         endpoint = route.endpoint
         now_s = self.started_s = time.perf_counter()
         self.job = job
         self.route = route
-        self.chain = chain
+        self.spoken = spoken
+        self.translation: Translation | None = None
         self.cut_s = until_s
         """When the answer ends with what there is (``perf_counter``); 0 for never."""
         if cap.cut_s is not None:
@@ -172,6 +196,10 @@ class Run:
             raise TransportFailure("refused", "The endpoint is not running.")
         return pool
 
+    def server_s_until(self, now_s: float) -> float:
+        """The server-seconds used so far."""
+        return self.route.endpoint.clock.used(self._share, now_s)
+
     def server_s(self) -> float:
         """Ends the try at the endpoint; the server-seconds it used."""
         self._open = False
@@ -179,7 +207,9 @@ class Run:
         endpoint.in_flight -= 1
         return endpoint.clock.stop(self._share, time.perf_counter())
 
-    def settle(self, usage: Usage, finish: str | None, *, broken: str | None = None, cut: bool = False) -> None:
+    def settle(
+        self, usage: Usage, finish: str | None, *, broken: str | None = None, cut: bool = False
+    ) -> None:
         """An answer, whole or in part, was produced."""
         endpoint = self.route.endpoint
         now_s = time.perf_counter()
@@ -214,12 +244,19 @@ class Run:
             else:
                 endpoint.circuit.succeeded()
             job.settle(
-                "failed", None, server_s, failure=f"status {status}", http_status=status, duration_s=duration_s
+                "failed",
+                None,
+                server_s,
+                failure=f"status {status}",
+                http_status=status,
+                duration_s=duration_s,
             )
         elif failure.phase == "deadline":
             endpoint.circuit.cancelled()
             produced = job.estimate(0, 0, None)
-            job.settle("timeout", produced, server_s, failure="deadline", duration_s=duration_s, censored=True)
+            job.settle(
+                "timeout", produced, server_s, failure="deadline", duration_s=duration_s, censored=True
+            )
         else:
             endpoint.circuit.failed(now_s)
             timed_out = failure.kind == "timeout"
@@ -264,7 +301,7 @@ async def _attempt(job: Job, route: Route, cap: Cap, until_s: float) -> None:
 
 async def _whole(run: Run, cap: Cap) -> None:
     """Ask for a whole answer and pass it on."""
-    job, route, call, spoken = run.job, run.route, run.job.call, run.chain[-1]
+    job, spoken = run.job, run.spoken
     request = _request(run, cap, streamed=False)
     loop = asyncio.get_running_loop()
     exchange = Exchange(loop, run.timeouts)
@@ -285,15 +322,18 @@ async def _whole(run: Run, cap: Cap) -> None:
             run.abandoned(job.estimate(0, 0, None))
         raise
     done_s = time.perf_counter()
-    body = _decoded(exchange)
     if exchange.status != 200:
-        raise UpstreamAnswer(exchange.status, body, spoken, retry_after_s(exchange))
+        raise _not_ok(exchange, spoken)
+    body = _decoded(exchange)
     try:
         usage, finish, chars = read_usage(spoken, body)
     except ValueError:
         raise TransportFailure("malformed", "The upstream's answer is not valid JSON.", sent=True) from None
-    if len(run.chain) > 1:
-        body = translation.response(run.chain, body, call.model)
+    wrong = translation.error_in(body)
+    if wrong is not None:
+        raise TransportFailure("malformed", f"The upstream reported an error: {wrong}", sent=True)
+    if run.translation is not None:
+        body = translation.response(run.translation, body)
     if usage is None:
         usage = job.estimate(0, chars, None)
     job.upstream_s += done_s - exchange.sent_s
@@ -304,66 +344,12 @@ async def _whole(run: Run, cap: Cap) -> None:
 
 async def _streamed(run: Run, cap: Cap) -> None:
     """Ask for a stream and pass it on, or make one whole answer of it."""
-    job, route, call, chain = run.job, run.route, run.job.call, run.chain
-    spoken = chain[-1]
-    request = _request(run, cap, streamed=True)
-    loop = asyncio.get_running_loop()
-    reader = stream_reader(spoken)
-
-    def cost_json() -> bytes:
-        usage = reader.usage or job.estimate(reader.output_events, reader.output_chars, None)
-        units = route.units(route.price.units(usage) if route.price else None, time.perf_counter() - run.started_s)
-        mark = "unknown" if units is None else "estimated" if usage.estimated or route.machine else "measured"
-        amount = "" if units is None else f'"cost_usd":"{usd(units)}",'
-        return f'{{"decision_id":"{job.id}",{amount}"cost_mark":"{mark}"}}'.encode()
-
-    def produced() -> Usage:
-        known = reader.usage
-        if known is not None and reader.usage_final:
-            return known
-        return job.estimate(reader.output_events, reader.output_chars, known)
-
-    def relay_to(sent_before: bool) -> Relay:
-        nonlocal reader
-        if sent_before:
-            reader = stream_reader(spoken)
-        relay = Relay(
-            loop,
-            run.timeouts,
-            reader,
-            keep_usage=call.include_usage or not call.stream,
-            translator=translation.stream(chain, call) if len(chain) > 1 else None,
-            cost_json=cost_json,
-            error_event=lambda error: translation.error_event(error, call.api, job.request_id),
-            whole_mark=_WHOLE_MARK.get(call.api, b""),
-        )
-        relay.deadline_s = run.cut_s
-        return relay
-
-    relay = relay_to(False)
-    try:
-        pool = run.pool()
-        reused = await pool.send(relay, request)
-        try:
-            await relay.first()
-        except TransportFailure:
-            if not stale(relay, reused):
-                raise
-            relay = relay_to(True)
-            await pool.send(relay, request, fresh=True)
-            await relay.first()
-    except asyncio.CancelledError:
-        relay.abort()
-        if relay.sent_s:
-            run.abandoned(job.estimate(reader.output_events, reader.output_chars, None))
-        raise
-    if relay.status != 200:
-        raise UpstreamAnswer(relay.status, _decoded(relay), spoken, retry_after_s(relay))
+    job, call = run.job, run.job.call
+    relay = await _open(run, _request(run, cap, streamed=True))
     first_s = time.perf_counter()
     job.upstream_s += first_s - relay.sent_s
-    route.meters.first_token_s.observe(first_s - job.started_s)
-
-    assemble = assembler(call.api) if run.cut_s else None
+    run.route.meters.first_token_s.observe(first_s - job.started_s)
+    assemble = assembler(call.api) if run.cut_s and call.api in STREAMED else None
     try:
         if call.stream:
             await _pass_on(job, relay, assemble)
@@ -372,28 +358,87 @@ async def _streamed(run: Run, cap: Cap) -> None:
             await relay.answered()
     except asyncio.CancelledError:
         relay.abort()
-        run.abandoned(produced())
+        run.abandoned(_produced(job, relay.reader))
         raise
     except TransportFailure as failure:
+        usage = _produced(job, relay.reader)
         if failure.phase == "deadline" and assemble is not None:
-            usage = produced()
             run.settle(usage, "length", cut=True)
             _cut(run, assemble, usage)
-        else:
-            run.settle(produced(), reader.finish_reason, broken=failure.kind)
-            if call.stream:
-                job.responder.finish()
-                _answered(job, 200)
-            else:
-                # Nothing has been sent yet, but the tokens are spent: asking again would spend them twice.
-                raise errors.StreamBrokenError(str(failure)) from None
-        return
-    run.settle(produced(), reader.finish_reason)
-    if call.stream:
+            return
+        run.settle(usage, relay.reader.finish_reason, broken=failure.kind)
+        if not call.stream:
+            # Nothing has been sent yet, but the tokens are spent: asking again would spend them twice.
+            raise errors.StreamBrokenError(str(failure)) from None
         job.responder.finish()
-    elif assemble is not None:
-        job.responder.send(200, job.headers(_JSON + limits_headers(job), cost=True), assemble.body(produced(), cut=False))
+    else:
+        usage = _produced(job, relay.reader)
+        run.settle(usage, relay.reader.finish_reason)
+        if call.stream:
+            job.responder.finish()
+        elif assemble is not None:
+            headers = job.headers(_JSON + limits_headers(job), cost=True)
+            job.responder.send(200, headers, assemble.body(usage, cut=False))
     _answered(job, 200)
+
+
+async def _open(run: Run, request: bytes) -> Relay:
+    """A stream whose first content is there. Raises ``TransportFailure`` or ``UpstreamAnswer`` if it has none."""
+    job, call, spoken = run.job, run.job.call, run.spoken
+    loop = asyncio.get_running_loop()
+    relay: Relay | None = None
+    try:
+        for fresh in (False, True):
+            reader = stream_reader(spoken)
+            relay = Relay(
+                loop,
+                run.timeouts,
+                reader,
+                keep_usage=call.include_usage or not call.stream,
+                translator=run.translation.stream(None) if run.translation is not None else None,
+                cost_json=partial(_cost_json, run, reader),
+                error_event=lambda error: translation.error_event(error, call.api, job.request_id),
+                whole_mark=_WHOLE_MARK.get(call.api, b""),
+            )
+            relay.deadline_s = run.cut_s
+            reused = await run.pool().send(relay, request, fresh=fresh)
+            try:
+                await relay.first()
+                break
+            except TransportFailure:
+                if fresh or not stale(relay, reused):
+                    raise
+    except asyncio.CancelledError:
+        if relay is not None and relay.sent_s:
+            relay.abort()
+            run.abandoned(job.estimate(0, 0, relay.reader.usage))
+        raise
+    assert relay is not None  # noqa: S101 - the loop has made one
+    if relay.status != 200:
+        raise _not_ok(relay, spoken)
+    return relay
+
+
+def _produced(job: Job, reader: StreamReader) -> Usage:
+    """What a stream has used: as the upstream says, or as far as it came."""
+    known = reader.usage
+    if known is not None and reader.usage_final:
+        return known
+    return job.estimate(reader.output_events, reader.output_chars, known)
+
+
+def _cost_json(run: Run, reader: StreamReader) -> bytes:
+    """What is said about the cost inside the stream, just before its end."""
+    job, route = run.job, run.route
+    usage = _produced(job, reader)
+    units: int | None = None
+    if route.machine is not None:
+        units = route.machine.units(run.server_s_until(time.perf_counter()))
+    elif route.price is not None:
+        units = route.price.units(usage)
+    mark = "unknown" if units is None else "estimated" if usage.estimated else "measured"
+    amount = "" if units is None else f'"cost_usd":"{usd(units)}",'
+    return f'{{"decision_id":"{job.id}",{amount}"cost_mark":"{mark}"}}'.encode()
 
 
 class _Tee:
@@ -446,42 +491,52 @@ def _answered(job: Job, status: int) -> None:
 
 
 def _request(run: Run, cap: Cap, *, streamed: bool) -> bytes:
-    """The request as it goes to the endpoint."""
-    job, route, call = run.job, run.route, run.job.call
-    body = _body(job, route, run.chain, cap, streamed)
-    return route.endpoint.request(run.chain[-1], body, call.request.headers)
-
-
-def _body(job: Job, route: Route, chain: tuple[Api, ...], cap: Cap, streamed: bool) -> bytes:
-    """The request's body in the endpoint's own dialect."""
-    call = job.call
+    """The request as it goes to the endpoint, in the endpoint's own dialect."""
+    job, route, call, spoken = run.job, run.route, run.job.call, run.spoken
+    endpoint = route.endpoint
     fields = dict(call.fields)
-    if len(chain) == 1:
-        fields["model"] = msgspec.Raw(route.model_json)
-    api = call.api
     if cap.output_tokens is not None:
-        names = CAP_FIELDS[api]
-        given = [name for name in names if name in fields]
-        hosted = "openai.com" in (route.endpoint.config.base_url or "")
-        written = given or ([names[0]] if hosted or len(names) == 1 else [names[-1]])
-        for name in written:
-            fields[name] = msgspec.Raw(str(cap.output_tokens).encode())
-    if streamed and not call.stream:
-        fields["stream"] = _TRUE
-    if len(chain) > 1:
-        body, dropped = translation.request(chain, fields, route, streamed)
-        if dropped:
-            job.dropped = dropped
-        return body
-    if streamed and not call.include_usage and api in ("chat", "completions") and route.endpoint.config.stream_usage:
-        options = fields.get("stream_options")
-        if options is None or bytes(options) == b"null":
-            fields["stream_options"] = _INCLUDE_USAGE
-        else:
-            known = msgspec.json.decode(options, type=dict[str, msgspec.Raw])
-            known["include_usage"] = _TRUE
-            fields["stream_options"] = msgspec.Raw(encode_object(known))
-    return encode_object(fields)
+        _write_cap(fields, call.api, cap.output_tokens, endpoint)
+    if spoken != call.api:
+        run.translation = translation.translate(fields, route, call.api, spoken)
+        job.dropped = run.translation.dropped
+        ask_usage = endpoint.config.stream_usage
+        body = translation.request(run.translation, spoken, streamed=streamed, ask_usage=ask_usage)
+    else:
+        fields["model"] = route.model_json
+        if streamed:
+            fields["stream"] = _TRUE
+            if not call.include_usage and spoken in ("chat", "completions") and endpoint.config.stream_usage:
+                _ask_usage(fields)
+        body = encode_object(fields)
+    return endpoint.request(spoken, body, call.request.headers)
+
+
+def _write_cap(fields: dict[str, msgspec.Raw], api: Api, tokens: int, endpoint: Endpoint) -> None:
+    """Cap the output where the client capped it, else in the field that the endpoint is known to obey."""
+    names = CAP_FIELDS[api]
+    hosted = "openai.com" in (endpoint.config.base_url or "")
+    for name in [n for n in names if n in fields] or [names[0] if hosted else names[-1]]:
+        fields[name] = msgspec.Raw(str(tokens).encode())
+
+
+def _ask_usage(fields: dict[str, msgspec.Raw]) -> None:
+    options = fields.get("stream_options")
+    if options is None or bytes(options) == b"null":
+        fields["stream_options"] = _INCLUDE_USAGE
+    else:
+        known = msgspec.json.decode(options, type=dict[str, msgspec.Raw])
+        known["include_usage"] = _TRUE
+        fields["stream_options"] = msgspec.Raw(encode_object(known))
+
+
+def _not_ok(exchange: Exchange, spoken: Api) -> UpstreamAnswer | TransportFailure:
+    """What to make of an answer whose status is not 200."""
+    if exchange.status < 400:
+        return TransportFailure(
+            "malformed", f"The upstream answered {exchange.status}, which is no answer.", sent=True
+        )
+    return UpstreamAnswer(exchange.status, _decoded(exchange), spoken, retry_after_s(exchange))
 
 
 def _decoded(exchange: Exchange) -> bytes:
@@ -491,18 +546,24 @@ def _decoded(exchange: Exchange) -> bytes:
     if coding == b"identity" or not body:
         return body
     if coding not in (b"gzip", b"x-gzip", b"deflate"):
-        raise TransportFailure("malformed", f"The upstream's content encoding {coding!r} is not read.", sent=True)
+        raise TransportFailure(
+            "malformed", f"The upstream's content encoding {coding!r} is not read.", sent=True
+        )
     try:
         inflate = zlib.decompressobj(32 + zlib.MAX_WBITS)
         inflated = inflate.decompress(body, _MAX_INFLATED_BYTES)
     except zlib.error as error:
         raise TransportFailure("malformed", f"The upstream's gzip is broken: {error}.", sent=True) from None
     if inflate.unconsumed_tail:
-        raise TransportFailure("too_large", f"The answer inflates to over {_MAX_INFLATED_BYTES} bytes.", sent=True)
+        raise TransportFailure(
+            "too_large", f"The answer inflates to over {_MAX_INFLATED_BYTES} bytes.", sent=True
+        )
     return inflated
 
 
-def _exhausted(job: Job, failed: UpstreamAnswer | TransportFailure | None) -> errors.GatewayError | UpstreamAnswer:
+def _exhausted(
+    job: Job, failed: UpstreamAnswer | TransportFailure | None
+) -> errors.GatewayError | UpstreamAnswer:
     """What the client is told when no attempt brought an answer."""
     if isinstance(failed, UpstreamAnswer):
         return failed
@@ -516,7 +577,7 @@ def _impossible(job: Job) -> errors.GatewayError:
     """Why no route may be asked at all."""
     call, routes = job.call, job.group.routes
     now_s = time.perf_counter()
-    speaking = [r for r in routes if r.chain(call.api) is not None]
+    speaking = [r for r in routes if r.spoken_for(call.api) is not None]
     if not speaking:
         return errors.UnsupportedError(
             f"No endpoint of model {job.group.name!r} answers the {call.api!r} API.", field="model"

@@ -5,6 +5,7 @@ One object per worker. Nothing here knows a policy, an upstream or a socket by n
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import time
@@ -103,7 +104,7 @@ class Gateway:
                 )
             parallel[key.name] = running + 1
             job = Job(runtime, call, key, group, responder, meters, self.records, number)
-            if api == "count_tokens" and not any(r.chain(api) for r in group.routes):
+            if api == "count_tokens" and not any(r.spoken_for(api) for r in group.routes):
                 self._count_tokens(job)
                 return
             await answer(job, self._rng)
@@ -114,10 +115,17 @@ class Gateway:
         except UpstreamAnswer as upstream:
             assert job is not None  # noqa: S101 - only an attempt raises it
             self._pass_error(job, upstream)
-        except BaseException:
+        except asyncio.CancelledError:
             if responder.gone:
                 meters.cancelled.add()
             raise
+        except Exception:
+            logger.exception("req_%s: fault while answering", number)
+            if responder.started:
+                responder.abort()
+            else:
+                fault = errors.InternalError("The gateway failed while answering; see its log.")
+                self._refuse(responder, fault, DIALECTS[api], "req_" + number, job, api)
         finally:
             meters.in_flight.add(-1.0)
             if job is not None:
@@ -130,7 +138,9 @@ class Gateway:
     def _count_tokens(self, job: Job) -> None:
         """Counted here where no endpoint of the model can; marked as an estimate."""
         tokens = translation.count_tokens(job.call.request.body)
-        headers = job.headers("content-type: application/json\r\nx-apportion-usage: estimated\r\n", cost=False)
+        headers = job.headers(
+            "content-type: application/json\r\nx-apportion-usage: estimated\r\n", cost=False
+        )
         job.responder.send(200, headers, msgspec.json.encode({"input_tokens": tokens}))
         job.record.status = "ok"
         self.meters.answered("count_tokens", job.group.name, 200)
@@ -139,7 +149,7 @@ class Gateway:
     def _pass_error(self, job: Job, upstream: UpstreamAnswer) -> None:
         """The upstream's own error, in its words; only its shape may change."""
         call = job.call
-        body = translation.error_body(upstream.body, upstream.spoken, call.api, upstream.status, job.request_id)
+        body = translation.error_body(upstream.body, upstream.spoken, call.api, upstream.status)
         # The gateway has tried all it may; a client that tries again multiplies the attempts.
         extra = "content-type: application/json\r\n"
         if upstream.status in (408, 409, 429) or upstream.status >= 500:

@@ -108,6 +108,11 @@ class ServerClock:
         self.running -= 1
         return self._virtual_s - started
 
+    def used(self, started: float, now_s: float) -> float:
+        """The server-seconds that a running request has used until now."""
+        self._advance(now_s)
+        return self._virtual_s - started
+
     def _advance(self, now_s: float) -> None:
         if self.running:
             self._virtual_s += max(0.0, now_s - self._at_s) / self.running

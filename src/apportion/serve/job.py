@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
+from apportion.core.budget import Account
 from apportion.core.cost import Cost
 from apportion.core.decision import Decision
 from apportion.core.option import Option
 from apportion.core.outcome import Outcome, Status
+from apportion.core.resource import SERVER_SECONDS
 from apportion.core.state import State
 from apportion.measure.tokens import most_input_tokens
 from apportion.measure.usage import Usage
-from apportion.serve import errors
-from apportion.serve.books import Account
+from apportion.serve import books, errors
 from apportion.serve.call import Call
 from apportion.serve.config.schema import Key
 from apportion.serve.http.server import Responder
@@ -59,16 +60,17 @@ class Job:
         "decision",
         "dropped",
         "group",
+        "held",
         "id",
         "key",
         "meters",
         "now",
         "record",
         "request_id",
-        "reservation",
         "responder",
         "route",
         "runtime",
+        "sheet",
         "started_s",
         "upstream_s",
     )
@@ -102,13 +104,16 @@ class Job:
         self.route: Route | None = None
         self.decision: Decision | None = None
         self.accounts: tuple[Account, ...] = ()
-        self.reservation: str | None = None
+        self.held: list[int] | None = None
+        """What is reserved in each of ``accounts``, while it is."""
+        self.sheet = runtime.books.sheet(key.name, group.name)
         record = self.record = Record(self.id, self.request_id, self.now, key.name, call.api, group.name)
         record.stream = call.stream
         constraints = call.constraints
         record.effort = constraints.effort
         record.priority = constraints.priority
         record.tags = constraints.tags
+        record.key_tags = key.tags
         records.keep(record)
 
     # what may be chosen
@@ -116,9 +121,11 @@ class Job:
     def cap(self, route: Route) -> Cap | None:
         """What ``route`` may produce under the dollar limits; None if not even the least fits."""
         call = self.call
-        accounts = self.runtime.books.accounts(self.key.name, self.group.name, route.endpoint.name)
-        left = self.runtime.books.usd_left_units(accounts, self.now)
         limit = call.constraints.max_usd
+        if limit is None and not self.runtime.books.caps_usd:
+            return _NO_CAP
+        accounts = self.runtime.books.accounts(self.key.name, self.group.name, route.endpoint.name)
+        left = books.usd_left_units(accounts, self.now)
         if left is None and limit is None:
             return _NO_CAP
         units = left if left is not None else int(limit * _PICO) if limit is not None else 0
@@ -228,12 +235,12 @@ class Job:
             context["tags"] = call.constraints.tags
         if call.user is not None:
             context["user"] = call.user
-        books = self.runtime.books
-        prices = books.prices(self.key.name, self.group.name, self.now)
-        state = State(self.now, self.options(routes), self.id, context, prices)
+        state = State(self.now, self.options(routes), self.id, context, self.sheet.prices(self.now))
         decision = self.decision = self.group.policy.decide(state)
         if decision.choice is None:
-            raise errors.ConstraintError(f"The policy of model {self.group.name!r} chose nothing: {decision.why}.")
+            raise errors.ConstraintError(
+                f"The policy of model {self.group.name!r} chose nothing: {decision.why}."
+            )
         route = self.route = routes[decision.choice]
         self.record.upstream_model = route.model
         return route
@@ -250,13 +257,15 @@ class Job:
         call = self.call
         tokens_out = 0
         if call.api_generates:
-            tokens_out = cap.output_tokens or call.max_output_tokens or self.group.config.expected_output_tokens
+            tokens_out = (
+                cap.output_tokens or call.max_output_tokens or self.group.config.expected_output_tokens
+            )
         amounts = {
             "requests": 1,
             "tokens": int(call.body_bytes / _BYTES_PER_TOKEN) + tokens_out * call.n,
             "usd": cap.most_units or 0,
         }
-        self.reservation = self.runtime.books.reserve(accounts, amounts, self.now)
+        self.held = books.reserve(accounts, amounts, self.now)
 
     def settle(
         self,
@@ -277,60 +286,51 @@ class Job:
         route, record, now = self.route, self.record, time.time()
         if route is None:
             return None
-        meters = route.meters
-        nothing = usage is None
-        counted = usage if usage is not None else Usage()
-        price = route.price
-        units = route.units(price.units(counted) if price is not None and not nothing else None, server_s)
-        if nothing and route.machine is None:
-            units = 0
-        books = self.runtime.books
-        tokens = counted.input_tokens + counted.output_tokens
-        if self.reservation is not None:
-            reservation, self.reservation = self.reservation, None
-            if nothing and units == 0:
-                books.settle(reservation, self.accounts, {"tokens": 0, "usd": 0}, now)
-            else:
-                amounts = {"requests": 1, "tokens": tokens, "server_seconds": int(server_s * 1e9)}
-                if units is not None:
-                    amounts["usd"] = units
-                books.settle(reservation, self.accounts, amounts, now)
+        price, machine = route.price, route.machine
+        units: int | None
+        tokens_in = tokens_out = 0
+        estimated = False
+        if usage is not None:
+            tokens_in, tokens_out, estimated = usage.input_tokens, usage.output_tokens, usage.estimated
+            units = machine.units(server_s) if machine else price.units(usage) if price else None
+            record.input_tokens = (record.input_tokens or 0) + tokens_in
+            record.output_tokens = (record.output_tokens or 0) + tokens_out
+            route.measured(server_s)
+        else:
+            units = machine.units(server_s) if machine else 0
+        tokens = tokens_in + tokens_out
+        held = self.held
+        if held is not None:
+            self.held = None
+            amounts = {"requests": 1, "tokens": tokens, "server_seconds": SERVER_SECONDS.to_units(server_s)}
+            if units is not None:
+                amounts["usd"] = units
+            books.settle(self.accounts, held, amounts, now)
         known: dict[str, float] = {
             "tokens": float(tokens),
             "server_seconds": server_s,
             "seconds": duration_s,
             "requests": 1.0,
         }
+        spent_usd = None
         if units is not None:
-            known["usd"] = units * 1e-12
-        cost = Cost.of(known)
-        worth = self.group.config.worth_usd
-        value = None if worth is None or status != "ok" else worth * (route.quality or 1.0)
-        books.spent(self.key.name, self.group.name, cost, now, value)
-        self.group.policy.learn(
-            Outcome(self.id, status, route.action, cost, latency_s=duration_s, censored=censored)
-        )
-        if not nothing:
-            route.measured(server_s)
-            meters.input_tokens.add(counted.input_tokens)
-            meters.output_tokens.add(counted.output_tokens)
-            record.input_tokens = (record.input_tokens or 0) + counted.input_tokens
-            record.output_tokens = (record.output_tokens or 0) + counted.output_tokens
-        meters.server_s.add(server_s)
-        mark = "unknown"
-        if units is None:
-            meters.unpriced.add()
-            record.cost_units = None
-        else:
-            meters.cost_usd.add(units * 1e-12)
+            known["usd"] = spent_usd = units * 1e-12
             record.cost_units = (record.cost_units or 0) + units
-            estimated = counted.estimated or record.cost_mark == "estimated"
-            mark = "estimated" if estimated else "measured"
-        record.cost_mark = mark
+            record.cost_mark = "estimated" if estimated or record.cost_mark == "estimated" else "measured"
+        else:
+            record.cost_units = None
+            record.cost_mark = "unknown"
+        worth = self.group.config.worth_usd
+        value = 0.0 if worth is None or status != "ok" else worth * (route.quality or 1.0)
+        self.sheet.spent(spent_usd, tokens, server_s, value, now)
+        self.group.policy.learn(
+            Outcome(self.id, status, route.action, Cost.of(known), None, duration_s, censored)
+        )
+        route.meters.book(tokens_in, tokens_out, spent_usd, server_s)
         record.server_s = (record.server_s or 0.0) + server_s
         record.status = status
         record.finish_reason = finish
-        self.meters.attempted(self.group.name, route.endpoint.name, "ok" if status == "ok" else failure or status)
+        self.meters.attempted(self.group.name, route.endpoint.name, "ok" if failure is None else failure)
         decision = self.decision
         if decision is not None:
             record.attempts.append(
@@ -340,15 +340,17 @@ class Job:
 
     def give_back(self) -> None:
         """Release what is reserved, if anything (nothing was sent)."""
-        if self.reservation is not None:
-            reservation, self.reservation = self.reservation, None
-            self.runtime.books.release(reservation, time.time())
+        if self.held is not None:
+            held, self.held = self.held, None
+            books.release(self.accounts, held, time.time())
 
     def estimate(self, output_events: int, output_chars: int, known: Usage | None) -> Usage:
         """Usage counted by the proxy, where the upstream gave none or its stream broke before the end."""
         counted = max(output_events, round(output_chars / _CHARS_PER_TOKEN))
         if known is not None:
-            return msgspec.structs.replace(known, output_tokens=max(known.output_tokens, counted), estimated=True)
+            return msgspec.structs.replace(
+                known, output_tokens=max(known.output_tokens, counted), estimated=True
+            )
         return Usage(
             input_tokens=max(1, round(self.call.body_bytes / _BYTES_PER_TOKEN)),
             output_tokens=counted,
@@ -390,18 +392,10 @@ class Job:
 
 def limits_headers(job: Job) -> str:
     """``x-ratelimit-*`` of the key's own limits per minute; empty where it has none."""
-    limits = job.key.limits
-    if limits.requests_per_minute is None and limits.tokens_per_minute is None:
-        return ""
-    shown: dict[str, int] = {}
-    for account in job.accounts:
-        if account.name.endswith(("/requests_per_minute", "/tokens_per_minute")):
-            shown[account.resource] = job.runtime.books.available_units(account, job.now)
-    totals: Mapping[str, int | None] = {
-        "requests": limits.requests_per_minute,
-        "tokens": limits.tokens_per_minute,
-    }
-    return "".join(
-        f"x-ratelimit-limit-{name}: {totals[name]}\r\nx-ratelimit-remaining-{name}: {left}\r\n"
-        for name, left in shown.items()
-    )
+    text = ""
+    for account in job.runtime.rates[job.key.name]:
+        name = account.resource
+        left = account.level_units
+        limit = account.budget.amount
+        text += f"x-ratelimit-limit-{name}: {limit:.0f}\r\nx-ratelimit-remaining-{name}: {left if left > 0 else 0}\r\n"
+    return text

@@ -9,26 +9,39 @@ class RouteMeters:
     """The series of one model on one endpoint, looked up once."""
 
     __slots__ = (
-        "cost_usd",
+        "_cells",
+        "_cost",
+        "_in",
+        "_out",
+        "_server",
+        "_unpriced",
         "duration_s",
         "first_token_s",
-        "input_tokens",
-        "output_tokens",
         "overhead_s",
-        "server_s",
-        "unpriced",
     )
 
     def __init__(self, meters: Meters, model: str, endpoint: str) -> None:
         at = (model, endpoint)
-        self.input_tokens: Counter = meters.tokens.at(*at, "input")
-        self.output_tokens: Counter = meters.tokens.at(*at, "output")
-        self.cost_usd: Counter = meters.cost_usd.at(*at)
-        self.server_s: Counter = meters.server_s.at(*at)
-        self.unpriced: Counter = meters.unpriced.at(*at)
+        self._cells = meters.registry.cells
+        self._in = meters.tokens.index(*at, "input")
+        self._out = meters.tokens.index(*at, "output")
+        self._cost = meters.cost_usd.index(*at)
+        self._server = meters.server_s.index(*at)
+        self._unpriced = meters.unpriced.index(*at)
         self.duration_s: Histogram = meters.duration_s.histogram_at(*at)
         self.first_token_s: Histogram = meters.first_token_s.histogram_at(*at)
         self.overhead_s: Histogram = meters.overhead_s.histogram_at(*at)
+
+    def book(self, tokens_in: int, tokens_out: int, usd: float | None, server_s: float) -> None:
+        """Count one attempt; ``usd`` None: its cost is unknown."""
+        cells = self._cells
+        cells[self._in] += tokens_in
+        cells[self._out] += tokens_out
+        cells[self._server] += server_s
+        if usd is None:
+            cells[self._unpriced] += 1.0
+        else:
+            cells[self._cost] += usd
 
 
 class Meters:
@@ -38,7 +51,9 @@ class Meters:
         self.registry = registry
         at = ("model", "endpoint")
         self.requests = registry.counter(
-            "apportion_requests_total", "Requests answered, by API and status code.", ("api", "model", "status")
+            "apportion_requests_total",
+            "Requests answered, by API and status code.",
+            ("api", "model", "status"),
         )
         self.attempts = registry.counter(
             "apportion_attempts_total",
@@ -52,7 +67,9 @@ class Meters:
             "apportion_cost_usd_total", "Dollars booked, measured or estimated.", at
         )
         self.server_s = registry.counter(
-            "apportion_server_seconds_total", "Machine time used, shared fairly among concurrent requests.", at
+            "apportion_server_seconds_total",
+            "Machine time used, shared fairly among concurrent requests.",
+            at,
         )
         self.unpriced = registry.counter(
             "apportion_unpriced_requests_total", "Answers whose cost is unknown because a price is.", at
@@ -61,17 +78,25 @@ class Meters:
             "apportion_request_duration_seconds", "From request to the end of the answer.", at, LATENCY_S
         )
         self.first_token_s = registry.histogram(
-            "apportion_time_to_first_token_seconds", "From request to the first content (streams).", at, LATENCY_S
+            "apportion_time_to_first_token_seconds",
+            "From request to the first content (streams).",
+            at,
+            LATENCY_S,
         )
         self.overhead_s = registry.histogram(
-            "apportion_overhead_seconds", "Time spent in the proxy itself before the answer began.", at, OVERHEAD_S
+            "apportion_overhead_seconds",
+            "Time spent in the proxy itself before the answer began.",
+            at,
+            OVERHEAD_S,
         )
         self.in_flight = registry.gauge("apportion_requests_in_flight", "Requests being answered.").at()
         self.cancelled = registry.counter(
             "apportion_client_disconnects_total", "Clients that went away before their answer ended."
         ).at()
         self.circuit = registry.gauge(
-            "apportion_endpoint_open_circuits", "Workers in which the endpoint's circuit is not closed.", ("endpoint",)
+            "apportion_endpoint_open_circuits",
+            "Workers in which the endpoint's circuit is not closed.",
+            ("endpoint",),
         )
         self.reloads = registry.counter(
             "apportion_reloads_total", "Configuration reloads, by result.", ("result",)

@@ -19,7 +19,12 @@ logger = logging.getLogger("apportion.probes")
 
 _RUNNING: Final = ("vllm:num_requests_running", "sglang:num_running_reqs", "llamacpp:requests_processing")
 _WAITING: Final = ("vllm:num_requests_waiting", "sglang:num_queue_reqs", "llamacpp:requests_deferred")
-_CACHE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "llamacpp:kv_cache_usage_ratio", "sglang:token_usage")
+_CACHE: Final = (
+    "vllm:kv_cache_usage_perc",
+    "vllm:gpu_cache_usage_perc",
+    "llamacpp:kv_cache_usage_ratio",
+    "sglang:token_usage",
+)
 _LINE: Final = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)
 
 
@@ -75,7 +80,9 @@ class Probes:
                 found = await self._get(endpoint, health.probe)
                 healthy = found is not None
                 if healthy != endpoint.healthy:
-                    logger.warning("endpoint %s is %s", endpoint.name, "healthy" if healthy else "not healthy")
+                    logger.warning(
+                        "endpoint %s is %s", endpoint.name, "healthy" if healthy else "not healthy"
+                    )
                 endpoint.healthy = healthy
             if health.load_metrics:
                 text = await self._get(endpoint, "/metrics")
@@ -90,7 +97,8 @@ class Probes:
             if pool is None:
                 return None
             exchange = Exchange(
-                asyncio.get_running_loop(), Timeouts(endpoint.timeouts.connect_s, timeout_s, timeout_s, timeout_s)
+                asyncio.get_running_loop(),
+                Timeouts(endpoint.timeouts.connect_s, timeout_s, timeout_s, timeout_s),
             )
             try:
                 reused = await pool.send(exchange, endpoint.get(path), fresh=fresh)

@@ -42,6 +42,7 @@ class Record:
         "id",
         "input_tokens",
         "key",
+        "key_tags",
         "model",
         "output_tokens",
         "overhead_ms",
@@ -65,6 +66,7 @@ class Record:
         self.effort: float | None = None
         self.priority: int | None = None
         self.tags: list[str] | None = None
+        self.key_tags: dict[str, str] | None = None
         self.attempts: list[Attempt] = []
         self.upstream_model: str | None = None
         self.status = "running"
@@ -143,6 +145,7 @@ def explain(record: Record) -> dict[str, Any]:
         "effort": record.effort,
         "priority": record.priority,
         "tags": record.tags or [],
+        "key_tags": record.key_tags or {},
         "explanation": _words(record),
         "chosen": None if last is None else last.endpoint,
         "upstream_model": record.upstream_model,

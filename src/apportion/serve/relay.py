@@ -19,7 +19,6 @@ import msgspec
 from apportion.serve import errors
 from apportion.serve.http import sse
 from apportion.serve.http.client import Exchange, Phase, Timeouts, TransportFailure
-from apportion.serve.http.server import Responder
 from apportion.serve.wire import Kind, StreamReader
 
 Stage = Literal["waiting", "live", "ended"]
@@ -142,7 +141,9 @@ class Relay(Exchange):
         kind = self.header(b"content-type")
         if kind is not None and b"text/event-stream" not in kind.lower():
             said = kind.decode("latin-1")[:80]
-            raise TransportFailure("malformed", f"The upstream sent {said!r} in place of a stream.", sent=True)
+            raise TransportFailure(
+                "malformed", f"The upstream sent {said!r} in place of a stream.", sent=True
+            )
 
     def on_data(self, data: bytes) -> None:
         if self.stage == "ended":
@@ -157,20 +158,20 @@ class Relay(Exchange):
                 data = self._inflate.decompress(data)
             events = self._splitter.feed(data)
         except sse.EventTooLarge:
-            raise TransportFailure("malformed", "The upstream sent an event without end.", sent=True) from None
+            raise TransportFailure(
+                "malformed", "The upstream sent an event without end.", sent=True
+            ) from None
         except zlib.error as error:
-            raise TransportFailure("malformed", f"The upstream's gzip is broken: {error}.", sent=True) from None
+            raise TransportFailure(
+                "malformed", f"The upstream's gzip is broken: {error}.", sent=True
+            ) from None
         if events:
             self._take(events)
 
     def on_end(self) -> None:
         if self.status == 200 and self.stage != "ended":
             try:
-                rest = self._splitter.rest()
-                if rest:
-                    self._take([rest])
-                if self.stage != "ended":
-                    self._end_without_mark()
+                self._take_rest()
             except TransportFailure as failure:
                 self.on_failure(failure)
                 return
@@ -226,6 +227,14 @@ class Relay(Exchange):
         self._write(out[0] if len(out) == 1 else b"".join(out))
         if decisive:
             self._resolve()
+
+    def _take_rest(self) -> None:
+        """The connection has ended properly: a last event may lack its blank line, or the end mark be missing."""
+        rest = self._splitter.rest()
+        if rest:
+            self._take([rest])
+        if self.stage != "ended":
+            self._end_without_mark()
 
     def _write(self, piece: bytes) -> None:
         if self._sink is not None:

@@ -13,6 +13,8 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from msgspec import Raw
+
 from apportion.core import catalogue
 from apportion.core.policy import Policy
 from apportion.measure.price import FREE, MachinePrice, TokenPrice, hosted_price
@@ -35,8 +37,8 @@ class Route:
     """One endpoint in the role of one model: what it is called there, costs and is predicted to do."""
 
     __slots__ = (
+        "_spoken",
         "action",
-        "chains",
         "endpoint",
         "header",
         "machine",
@@ -54,11 +56,13 @@ class Route:
         "weight",
     )
 
-    def __init__(self, endpoint: Endpoint, target: Target, logical: str, price: TokenPrice | None, meters: Meters) -> None:
+    def __init__(
+        self, endpoint: Endpoint, target: Target, logical: str, price: TokenPrice | None, meters: Meters
+    ) -> None:
         config = endpoint.config
         self.endpoint = endpoint
         self.model = target.model or config.model or logical
-        self.model_json = json.dumps(self.model).encode()
+        self.model_json = Raw(json.dumps(self.model).encode())
         self.action = endpoint.name if target.model is None else f"{endpoint.name}/{self.model}"
         self.price = price
         self.machine = MachinePrice.of(config.usd_per_hour) if config.usd_per_hour is not None else None
@@ -72,7 +76,7 @@ class Route:
         self.usd_in = price.input * scale if price else 0.0
         self.usd_out = price.output * scale if price else 0.0
         self.usd_request = price.request * scale if price else 0.0
-        self.chains: dict[Api, tuple[Api, ...] | None] = {}
+        self._spoken: dict[Api, Api | None] = {}
         shown = "".join(c for c in self.model if c.isprintable() and c.isascii())
         self.header = f"x-apportion-model: {shown}\r\nx-apportion-endpoint: {endpoint.name}\r\n"
         self.meters = RouteMeters(meters, logical, endpoint.name)
@@ -82,17 +86,13 @@ class Route:
         """Whether what an answer costs in dollars will be known."""
         return self.price is not None or self.machine is not None
 
-    def chain(self, api: Api) -> tuple[Api, ...] | None:
-        """The dialects an ``api`` request goes through here."""
+    def spoken_for(self, api: Api) -> Api | None:
+        """The dialect in which the endpoint answers ``api``; None if it cannot."""
         try:
-            return self.chains[api]
+            return self._spoken[api]
         except KeyError:
-            chain = self.chains[api] = self.endpoint.chain(api)
-            return chain
-
-    def units(self, tokens_units: int | None, server_s: float) -> int | None:
-        """Pico-dollars of an answer: by the machine's time where that is paid, else by the token."""
-        return self.machine.units(server_s) if self.machine is not None else tokens_units
+            spoken = self._spoken[api] = self.endpoint.spoken_for(api)
+            return spoken
 
     def measured(self, server_s: float) -> None:
         """Take in the server-seconds of an answer."""
@@ -105,7 +105,9 @@ class Group:
 
     __slots__ = ("config", "name", "policy", "policy_key", "routes")
 
-    def __init__(self, name: str, config: Model, routes: tuple[Route, ...], policy: Policy, policy_key: str) -> None:
+    def __init__(
+        self, name: str, config: Model, routes: tuple[Route, ...], policy: Policy, policy_key: str
+    ) -> None:
         self.name = name
         self.config = config
         self.routes = routes
@@ -144,11 +146,14 @@ class Runtime:
             previous is not None
             and previous.workers == workers
             and previous.config.all_budgets() == config.all_budgets()
-            and [(k.name, k.limits) for k in previous.config.keys] == [(k.name, k.limits) for k in config.keys]
+            and [(k.name, k.limits) for k in previous.config.keys]
+            == [(k.name, k.limits) for k in config.keys]
             and previous.config.prices == config.prices
             and previous.config.pricer == config.pricer
         )
-        self.books = previous.books if previous is not None and same_books else Books(config, workers)
+        self.books: Books = previous.books if previous is not None and same_books else Books(config, workers)
+        self.rates = {key.name: self.books.rates(key.name) for key in (*config.keys, OPEN)}
+        """The accounts of each key's limits per minute."""
         if previous is not None:
             for name, endpoint in previous.endpoints.items():
                 if self.endpoints.get(name) is not endpoint:

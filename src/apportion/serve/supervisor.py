@@ -50,7 +50,7 @@ class Ready(NamedTuple):
     @property
     def url(self) -> str:
         """Base address without a path."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104 - a comparison
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
@@ -227,7 +227,10 @@ class Supervisor:
         """Go over to the configuration file as it is now. An invalid one changes nothing."""
         async with self._reloading:
             if self._config_path is None:
-                return {"ok": False, "problems": ["The embedded default is running; there is no file to read."]}
+                return {
+                    "ok": False,
+                    "problems": ["The embedded default is running; there is no file to read."],
+                }
             try:
                 config = load(self._config_path)
                 before = self.config
@@ -275,7 +278,12 @@ class Supervisor:
         if request.path == "/reload":
             answer = await self.reload()
         elif request.path == "/status":
-            answer = {"ok": True, "pid": os.getpid(), "workers": self.workers, "models": list(self.config.models)}
+            answer = {
+                "ok": True,
+                "pid": os.getpid(),
+                "workers": self.workers,
+                "models": list(self.config.models),
+            }
         else:
             answer = {"ok": False, "problems": [f"unknown request {request.path}"]}
         responder.send(200, b"content-type: application/json\r\n", msgspec.json.encode(answer))

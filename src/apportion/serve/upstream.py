@@ -40,15 +40,15 @@ _ANTHROPIC_VERSION: Final = b"2023-06-01"
 FORWARDED: Final = (b"anthropic-beta", b"openai-beta", b"idempotency-key", b"traceparent", b"tracestate")
 """Client headers that go upstream. All others stay here, above all the client's own key and host names."""
 
-ROUTES_THROUGH: Final[dict[Api, tuple[tuple[Api, ...], ...]]] = {
-    "chat": (("chat",), ("chat", "messages")),
-    "messages": (("messages",), ("messages", "chat")),
-    "responses": (("responses",), ("responses", "chat"), ("responses", "chat", "messages")),
-    "completions": (("completions",),),
-    "embeddings": (("embeddings",),),
-    "count_tokens": (("count_tokens",),),
+SPOKEN_FOR: Final[dict[Api, tuple[Api, ...]]] = {
+    "chat": ("chat", "messages"),
+    "messages": ("messages", "chat"),
+    "responses": ("responses", "chat", "messages"),
+    "completions": ("completions",),
+    "embeddings": ("embeddings",),
+    "count_tokens": ("count_tokens",),
 }
-"""For each API the chains of dialects that can answer it, the shortest first."""
+"""For each API the dialects that can answer it, the best first: its own, then those with a translation."""
 
 
 class Endpoint:
@@ -95,15 +95,19 @@ class Endpoint:
         if self.pool is not None:
             self.pool.close()
         limits = self.config.pool
+        local = self.config.kind == "local"
         self.pool = Pool(
             Target(host, port, tls, host),
             self._watch,
-            max_connections=limits.max_connections,
-            idle_s=limits.idle_s,
+            # llama.cpp keeps a thread for every open connection and closes idle ones after five seconds.
+            max_connections=min(limits.max_connections, 240) if local else limits.max_connections,
+            idle_s=min(limits.idle_s, 4.0) if local else limits.idle_s,
         )
         shown = f"[{host}]" if ":" in host else host
         default_port = port == (443 if secure else 80)
-        self._host = (shown if default_port else f"{shown}:{port}").encode("idna" if not shown.isascii() else "ascii")
+        self._host = (shown if default_port else f"{shown}:{port}").encode(
+            "idna" if not shown.isascii() else "ascii"
+        )
         self._prefix = url.path.rstrip("/") or "/v1"
         self._local_key = api_key
         self._heads = {api: self._head(api) for api in PATHS}
@@ -149,12 +153,9 @@ class Endpoint:
         auth = f"authorization: Bearer {secret}\r\n".encode() if secret else b""
         return b"GET %b HTTP/1.1\r\nhost: %b\r\n%b\r\n" % (path.encode(), self._host, auth)
 
-    def chain(self, api: Api) -> tuple[Api, ...] | None:
-        """The shortest chain of dialects that answers ``api`` here; None if there is none."""
-        for chain in ROUTES_THROUGH[api]:
-            if chain[-1] in self.apis:
-                return chain
-        return None
+    def spoken_for(self, api: Api) -> Api | None:
+        """The dialect in which it answers ``api``; None if it cannot."""
+        return next((spoken for spoken in SPOKEN_FOR[api] if spoken in self.apis), None)
 
     @property
     def load(self) -> float | None:

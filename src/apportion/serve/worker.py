@@ -1,4 +1,4 @@
-"""One worker: an event loop with the server, the gateway and its endpoints. A process of its own if there are several."""
+"""One worker: an event loop with the server, the gateway and its endpoints; a process of its own among several."""
 
 from __future__ import annotations
 
@@ -156,7 +156,9 @@ class Worker:
             pool = self._siblings[worker] = Pool(target, self._watch, max_connections=8)
         exchange = Exchange(asyncio.get_running_loop(), _SIBLING_TIMEOUTS)
         try:
-            await pool.send(exchange, b"GET %b HTTP/1.1\r\nhost: localhost\r\n\r\n" % path.encode(), fresh=True)
+            await pool.send(
+                exchange, b"GET %b HTTP/1.1\r\nhost: localhost\r\n\r\n" % path.encode(), fresh=True
+            )
             await exchange.answered()
         except TransportFailure:
             return None
@@ -176,7 +178,7 @@ async def _frames(reader: asyncio.StreamReader) -> Any:
     while True:
         try:
             (size,) = struct.unpack(">I", await reader.readexactly(4))
-            yield pickle.loads(await reader.readexactly(size))  # noqa: S301 - from our own parent, by pipe
+            yield pickle.loads(await reader.readexactly(size))
         except asyncio.IncompleteReadError:
             return
 

@@ -180,7 +180,9 @@ class Timeouts(Struct, frozen=True, kw_only=True):
     first_token_s: Annotated[
         Seconds,
         Meta(
-            gt=0, description="From the request sent to the first event (the whole answer if not streamed)."
+            gt=0,
+            description="From the request sent to the first content of a stream. An answer that is not "
+            "streamed begins when it is complete; only `total_s` bounds it.",
         ),
     ] = 120.0
     gap_s: Annotated[Seconds, Meta(gt=0, description="Between two parts of a stream.")] = 60.0

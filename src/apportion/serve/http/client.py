@@ -33,7 +33,9 @@ class TransportFailure(Exception):
 
     def __init__(
         self,
-        kind: Literal["refused", "dns", "tls", "reset", "timeout", "malformed", "busy", "closed", "too_large"],
+        kind: Literal[
+            "refused", "dns", "tls", "reset", "timeout", "malformed", "busy", "closed", "too_large"
+        ],
         message: str,
         *,
         phase: Phase | None = None,
@@ -109,7 +111,9 @@ class Exchange:
         """A piece of the body."""
         self.body_bytes += len(data)
         if self.body_bytes > MAX_ANSWER_BYTES:
-            raise TransportFailure("too_large", f"The answer is longer than {MAX_ANSWER_BYTES} bytes.", sent=True)
+            raise TransportFailure(
+                "too_large", f"The answer is longer than {MAX_ANSWER_BYTES} bytes.", sent=True
+            )
         self.chunks.append(data)
 
     def on_end(self) -> None:
@@ -168,8 +172,9 @@ class Exchange:
             self._connection.resume()
 
     def phase(self) -> Phase:
-        """What a time-out now would be called."""
-        return "gap" if self.first_byte_s else "first_token"
+        """What is waited for now. A whole answer may begin only when it is complete, so that until its head is
+        there only the total counts."""
+        return "gap" if self.status else "total"
 
 
 class ClientConnection(asyncio.Protocol):
@@ -275,7 +280,9 @@ class ClientConnection(asyncio.Protocol):
             return
         detail = f": {exc}" if exc else ""
         if exchange.first_byte_s:
-            self._fail("reset", f"The upstream closed the connection in the middle of its answer{detail}.", sent=True)
+            self._fail(
+                "reset", f"The upstream closed the connection in the middle of its answer{detail}.", sent=True
+            )
         else:
             self._fail("closed", f"The upstream closed the connection without an answer{detail}.", sent=True)
 
@@ -329,7 +336,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _fail(
         self,
-        kind: Literal["reset", "timeout", "malformed", "closed", "too_large", "refused", "dns", "tls", "busy"],
+        kind: Literal[
+            "reset", "timeout", "malformed", "closed", "too_large", "refused", "dns", "tls", "busy"
+        ],
         message: str,
         *,
         sent: bool,
@@ -397,10 +406,11 @@ class Watch:
                 connection.time_out("total", limits.total_s)
             else:
                 phase = exchange.phase()
-                limit_s = limits.gap_s if phase == "gap" else limits.first_token_s
-                since_s = exchange._last_s if phase == "gap" else exchange.sent_s
-                if now_s - since_s > limit_s:
-                    connection.time_out(phase, limit_s)
+                if phase == "gap":
+                    if now_s - exchange._last_s > limits.gap_s:
+                        connection.time_out(phase, limits.gap_s)
+                elif phase == "first_token" and now_s - exchange.sent_s > limits.first_token_s:
+                    connection.time_out(phase, limits.first_token_s)
         for pool in tuple(self.pools):
             pool.tick(now_s)
         self._timer = self._loop.call_later(_TICK_S, self._tick)
@@ -473,7 +483,9 @@ class Pool:
                     await future
             except TimeoutError:
                 raise TransportFailure(
-                    "busy", f"No connection to the upstream became free within {connect_s:g} s.", phase="connect"
+                    "busy",
+                    f"No connection to the upstream became free within {connect_s:g} s.",
+                    phase="connect",
                 ) from None
             finally:
                 if not future.done():
@@ -501,7 +513,9 @@ class Pool:
             self._release()
             if isinstance(error, TimeoutError) and not isinstance(error, ConnectionError):
                 raise TransportFailure(
-                    "timeout", f"The upstream did not accept a connection within {connect_s:g} s.", phase="connect"
+                    "timeout",
+                    f"The upstream did not accept a connection within {connect_s:g} s.",
+                    phase="connect",
                 ) from None
             if isinstance(error, ssl.SSLError | ssl.CertificateError):
                 raise TransportFailure("tls", f"TLS with the upstream failed: {error}.") from None

@@ -24,8 +24,9 @@ from apportion.serve import errors
 
 logger = logging.getLogger("apportion.http")
 
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 _STATUS_LINES: Final = {
-    s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus if s.value >= 200
+    code: f"HTTP/1.1 {code} {_PHRASES.get(code, 'Unknown')}\r\n".encode() for code in range(200, 600)
 }
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK: Final = b"0\r\n\r\n"
@@ -73,7 +74,16 @@ class Request:
 class Responder:
     """Where the application writes the answer to one request. Valid until the answer is complete."""
 
-    __slots__ = ("_chunked", "_connection", "_head", "_keep_alive", "on_drain", "on_gone", "on_pause", "started")
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_head",
+        "_keep_alive",
+        "on_drain",
+        "on_gone",
+        "on_pause",
+        "started",
+    )
 
     def __init__(self, connection: Connection, request: Request) -> None:
         self._connection = connection
@@ -97,7 +107,14 @@ class Responder:
             content, length = body, len(body)
         connection.transport.write(
             b"%b%bdate: %b\r\ncontent-length: %d\r\n%b%b"
-            % (_STATUS_LINES[status], headers, connection.server.date, length, self._connection_line(), content)
+            % (
+                _STATUS_LINES[status],
+                headers,
+                connection.server.date,
+                length,
+                self._connection_line(),
+                content,
+            )
         )
         connection.answered(self._keep_alive)
 
@@ -116,7 +133,14 @@ class Responder:
             framing, self._keep_alive = b"", False
         connection.transport.write(
             b"%b%bdate: %b\r\n%b%b%b"
-            % (_STATUS_LINES[status], headers, connection.server.date, framing, self._connection_line(), first)
+            % (
+                _STATUS_LINES[status],
+                headers,
+                connection.server.date,
+                framing,
+                self._connection_line(),
+                first,
+            )
         )
 
     def write(self, data: bytes) -> None:
@@ -131,9 +155,7 @@ class Responder:
         if connection.transport is None:
             return
         if self._chunked:
-            connection.transport.write(
-                b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else _LAST_CHUNK
-            )
+            connection.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else _LAST_CHUNK)
         elif data:
             connection.transport.write(data)
         connection.answered(self._keep_alive)
@@ -243,7 +265,9 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.write_paused = False
-        self._deadline_s = 0.0 if self.task is not None else self.server.now_s + self.server.limits.idle_timeout_s
+        self._deadline_s = (
+            0.0 if self.task is not None else self.server.now_s + self.server.limits.idle_timeout_s
+        )
         if self.responder is not None and self.responder.on_drain is not None:
             self.responder.on_drain()
 
@@ -307,7 +331,9 @@ class Connection(asyncio.Protocol):
         parser = self._parser
         version = parser.get_http_version()
         if version == "1.1" and b"host" not in headers:
-            raise errors.InvalidRequestError("The Host header is missing.", field="host", fix="Send exactly one.")
+            raise errors.InvalidRequestError(
+                "The Host header is missing.", field="host", fix="Send exactly one."
+            )
         target = self._target
         if not target.startswith(b"/") and target != b"*":
             target = _origin_form(target)
@@ -321,7 +347,9 @@ class Connection(asyncio.Protocol):
             self._body_bytes = 0
             expected = int(length) if length is not None else limits.body_bytes
             if self.task is None:
-                self._deadline_s = self.server.now_s + limits.body_timeout_s + expected / _BODY_RATE_BYTES_PER_S
+                self._deadline_s = (
+                    self.server.now_s + limits.body_timeout_s + expected / _BODY_RATE_BYTES_PER_S
+                )
             if headers.get(b"expect", b"").lower() == b"100-continue" and self.transport is not None:
                 self.transport.write(_CONTINUE)
 
@@ -414,7 +442,9 @@ class Connection(asyncio.Protocol):
     def _refuse_size(self, part: str) -> None:
         limit = self.server.limits.header_bytes
         self._refuse(
-            errors.HeadersTooLargeError(f"The request's {part} are too large.", fix=f"Send at most {limit} bytes.")
+            errors.HeadersTooLargeError(
+                f"The request's {part} are too large.", fix=f"Send at most {limit} bytes."
+            )
         )
 
     def _refuse(self, error: errors.GatewayError) -> None:
