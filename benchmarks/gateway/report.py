@@ -43,10 +43,10 @@ def write_readme(readme: Path, results: Results) -> None:
 
 def write_curve(directory: Path, stem: str, memory: Results) -> None:
     """The memory curves as STEM.csv and STEM.svg."""
-    lines = {row["title"]: row["curve"] for row in memory["rows"].values()}
-    rows = [f"{title},{done},{size}" for title, line in lines.items() for done, size in line]
+    lines = {name: row["curve"] for name, row in memory["rows"].items()}
+    rows = [f"{name},{done},{size}" for name, line in lines.items() for done, size in line]
     (directory / f"{stem}.csv").write_text("\n".join(["gateway,requests,resident_bytes", *rows, ""]))
-    scaled = {title: [(done / 1e6, size / 2**20) for done, size in line] for title, line in lines.items()}
+    scaled = {name: [(done / 1e6, size / 2**20) for done, size in line] for name, line in lines.items()}
     svg = line_plot("Resident memory of the worker", "million requests", "MiB", scaled)
     (directory / f"{stem}.svg").write_text(svg)
 
