@@ -205,7 +205,7 @@ async def test_max_joules_where_energy_is_unknown(gateway: Gateway, upstream: Up
 @WAYS
 async def test_effort_priority_and_tags_are_recorded(gateway: Gateway, upstream: Upstream, way: str) -> None:
     marker = new_marker()
-    tags: Any = {"project": "blue"} if way == "body" else "project=blue"
+    tags: Any = ["blue", "sky"] if way == "body" else "blue, sky"
     body, headers = constrained(CHAT.request("openai-one", marker), way, effort=0.5, priority=2, tags=tags)
     response = await gateway.post(CHAT, body, headers)
     assert response.status == 200, response.body
@@ -232,6 +232,10 @@ INVALID: list[tuple[str, Any]] = [
     ("effort", "high"),
     ("priority", "first"),
     ("tags", 5),
+    ("tags", {"a": "b"}),
+    ("tags", [1]),
+    ("priority", 1.5),
+    ("priority", 101),
     ("max_euros", 5),
 ]
 

@@ -52,7 +52,7 @@ async def test_answers_say_where_they_come_from(gateway: Gateway, name: str, str
     assert response.header("x-request-id")
     if dialect.sdk == "anthropic":
         assert response.header("request-id") == response.header("x-request-id")
-    assert response.header("x-apportion-model") == "openai-one"
+    assert response.header("x-apportion-model") == "openai-model"
     assert response.header("x-apportion-endpoint") == "openai-a"
     overhead_ms = float(response.header("x-apportion-overhead-ms") or "nan")
     assert 0 <= overhead_ms < 1000
