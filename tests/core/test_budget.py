@@ -95,6 +95,19 @@ def test_a_thousand_small_refills_lose_nothing() -> None:
     assert account.available_units(130.0) == 13
 
 
+@pytest.mark.parametrize("window_s", [0.1, 0.3, 1 / 3, 7.7, 60.0])
+@pytest.mark.parametrize("origin_s", [0.0, 0.1, -1.7])
+def test_rounding_never_gives_a_window_out_twice(window_s: float, origin_s: float) -> None:
+    account = Account(Budget("b", "tokens", 1, window_s=window_s, origin_s=origin_s))
+    windows = 2000
+    granted = 0
+    for third in range(3 * windows):
+        if account.reserve(1, 1.7e9 + third * window_s / 3):
+            account.settle(1, 1, 1.7e9 + third * window_s / 3)
+            granted += 1
+    assert windows <= granted <= windows + 1
+
+
 def test_a_soft_budget_admits_and_shows_the_excess() -> None:
     account = Account(Budget("b", "tokens", 100, window_s=60.0, hard=False))
     assert account.reserve(150, 0.0)

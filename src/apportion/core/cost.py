@@ -56,7 +56,8 @@ class Cost(Mapping[str, float]):
     def check(self) -> Self:
         """This cost, if every amount is finite and zero or more; else `AmountError` naming the resource."""
         for name, amount in self._amounts.items():
-            if not isinstance(amount, int | float) or not 0 <= amount <= _MOST:
+            number = type(amount) is float or isinstance(amount, (int, float))
+            if not number or not 0 <= amount <= _MOST:
                 raise AmountError(
                     f"The cost in {name} must be finite and zero or more, got {amount!r}.", field=name
                 )

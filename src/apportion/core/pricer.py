@@ -8,12 +8,12 @@ For a budget, write x for an amount as a fraction of the budget, a for the fract
 since the last time, and mu for the multiplier (dollars for the whole budget; mu / amount is dollars per
 unit). Then
 
-    additive         mu <- max(0, mu + eta * D * (x - a) / x_rms)               (Euclidean: gradient
-    descent) multiplicative   mu <- max(floor, mu * exp(eta * (x - a) / x_rms))          (entropic:
-    exponential weights)
+    additive:        mu <- max(0, mu + eta * D * (x - a) / x_rms)      Euclidean: gradient descent
+    multiplicative:  mu <- max(floor, mu * exp(eta * (x - a) / x_rms))  entropic: exponential weights
 
-    eta = step / sqrt(N0 + n)       D = (sum of values bought) / (sum of x)
+    eta = step / sqrt(N0 + n),    D = (sum of values bought) / (sum of x)
 
+with no single rise above D (or e-fold), and the floor a tenth of D, subtracted again from the price shown.
 Only these quotients enter, so that no unit of value, cost or time has to be tuned: n, D and the root
 mean square x_rms of single spendings are measured as traffic comes, forgotten over one window
 (scale-free steps as in [3]_); n counts no more spendings than one budget pays for. With eta of order
@@ -79,8 +79,9 @@ class Pricer:
     a unit of the resource has bought), nor `LIMIT`. ``worth_usd`` stands for the value of a spending when
     `spend` is not told it.
 
-    Time is given in, in seconds, and may not matter more than its differences (and the windows' origins);
-    time that runs backwards counts as standing still.
+    Times are seconds on one clock, the one that the windows' origins are on; a time that runs backwards
+    counts as standing still. Spendings may be given in batches, as their sum: a hundred batches in a window
+    are enough for the additive update to come within a few per cent of the best, a thousand for the other.
     """
 
     constraints: ClassVar[Mapping[str, Constraint]] = {
@@ -146,8 +147,10 @@ class Pricer:
     def spend(self, cost: Cost, now: float, value: float | None = None) -> None:
         """Take in a measured ``cost`` and, where known, the ``value`` in dollars that it bought.
 
-        A budgeted resource that is unknown in ``cost`` moves no price. Raises `AmountError`, and changes
-        nothing, when an amount, the value or the time is not a finite number (amounts: of zero or more).
+        The value that the decision promised will do, and is better than a measured zero after a failure: it
+        sets the scale of prices, and worthless spending must not make them fall. A budgeted resource that is
+        unknown in ``cost`` moves no price. Raises `AmountError`, and changes nothing, when an amount, the
+        value or the time is not a finite number (amounts: of zero or more).
         """
         cost.check()
         _time(now)
