@@ -66,6 +66,9 @@ def test_an_overrun_is_paid_from_what_comes_next() -> None:
     account.settle(10, 250, 1.0)
     assert account.available_units(1.0) == account.balance_units(1.0) == 0
     assert account.overrun_units(1.0) == 150
+    assert account.reserve(0, 1.0)
+    assert not account.reserve(1, 1.0)
+    assert account.wait_s(0, 1.0) == 0.0
     assert account.wait_s(50, 1.0) == 119.0
     assert account.wait_s(51, 1.0) == 179.0
     assert account.wait_s(101, 1.0) is None
@@ -151,7 +154,7 @@ courses = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(budget=st.sampled_from([TOKENS, WINDOW, BUCKET]), course=courses, overrun=st.booleans())
 def test_a_hard_budget_is_never_negative_and_never_overspent(
     budget: Budget, course: list[tuple[str, int, int, float]], overrun: bool

@@ -129,14 +129,17 @@ class Account:
             self._rate, self._per = rate.numerator, rate.denominator
 
     def reserve(self, amount_units: int, now: float) -> bool:
-        """Hold ``amount_units``; False, and nothing held, if a hard budget has not so much available."""
+        """Hold ``amount_units``; False, and nothing held, if a hard budget has not so much available.
+
+        Nothing (0) always fits, even into an overrun budget: what is free needs no budget.
+        """
         if amount_units < 0:
             _whole(amount_units)
         if self._rate:
             self._refill(now)
         elif now >= self._end:
             self._turn(now)
-        if amount_units > self._level and self._hard:
+        if amount_units > self._level and amount_units and self._hard:
             return False
         self._level -= amount_units
         self.reserved_units += amount_units
@@ -186,7 +189,7 @@ class Account:
         _whole(amount_units)
         self._advance(now)
         missing = amount_units - self._level
-        if missing <= 0 or not self.budget.hard:
+        if missing <= 0 or not amount_units or not self.budget.hard:
             return 0.0
         if self.budget.refill_per_s is not None:
             if amount_units > self._amount or not self._rate:
