@@ -52,7 +52,11 @@ _MEANINGFUL: dict[str, tuple[Callable[[Any], object], str, str]] = {
     "top_logprobs": (bool, "is not available on this model", "Leave it out."),
     "logit_bias": (bool, "is not available on this model", "Leave it out."),
     "audio": (bool, "is not available on this model", "Ask for text."),
-    "modalities": (lambda v: "audio" in v, "asks for audio, which this model does not give", "Ask for text."),
+    "modalities": (
+        lambda v: "audio" in as_list(v),
+        "asks for audio, which this model does not give",
+        "Ask for text.",
+    ),
     "web_search_options": (
         lambda v: True,
         "has no equivalent on this model",
@@ -228,7 +232,7 @@ def _output(rest: JSON, out: JSON, limited: bool, traits: Traits, dropped: Dropp
     """Reasoning effort and response format."""
     config: JSON = {}
     effort = rest.pop("reasoning_effort", None)
-    if effort is not None and effort != "none" and effort not in THINKING_BUDGET_TOKENS:
+    if effort is not None and effort != "none" and as_str(effort) not in THINKING_BUDGET_TOKENS:
         known = ", ".join(("none", *THINKING_BUDGET_TOKENS))
         raise refuse("reasoning_effort", f"must be one of {known}", "Send one of them.")
     if effort is not None and rest.get("thinking") is None:
@@ -374,7 +378,7 @@ def _part(given: object, field: str) -> JSON:
         raise refuse(
             f"{field}.type", "is audio, which this model does not take", "Send text, images or documents."
         )
-    elif kind in _ANTHROPIC_BLOCKS:
+    elif as_str(kind) in _ANTHROPIC_BLOCKS:
         return part
     else:
         raise refuse(f"{field}.type", "is not known", "Send text, image_url or file.")
