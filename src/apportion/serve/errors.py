@@ -59,7 +59,7 @@ class UnsupportedMediaTypeError(InvalidRequestError):
 
 
 class BodyTooLargeError(InvalidRequestError):
-    """The body is larger than `limits.body_bytes`."""
+    """The body is larger than `http.body_bytes`."""
 
     status = 413
     code = "body_too_large"

@@ -17,12 +17,12 @@ from msgspec import Raw
 
 from apportion.core import catalogue
 from apportion.core.policy import Policy
-from apportion.measure.price import FREE, MachinePrice, TokenPrice, hosted_price
+from apportion.measure.price import MachinePrice, TokenPrice
 from apportion.serve import errors
 from apportion.serve.books import Books
 from apportion.serve.call import Api
-from apportion.serve.config.schema import Config, Key, Model, Target, TokenPrices
-from apportion.serve.config.schema import Endpoint as EndpointConfig
+from apportion.serve.config.pricing import Prices
+from apportion.serve.config.schema import Config, Key, Model, Target
 from apportion.serve.http.client import Watch
 from apportion.serve.meters import Meters, RouteMeters
 from apportion.serve.upstream import Endpoint
@@ -57,15 +57,20 @@ class Route:
     )
 
     def __init__(
-        self, endpoint: Endpoint, target: Target, logical: str, price: TokenPrice | None, meters: Meters
+        self,
+        endpoint: Endpoint,
+        target: Target,
+        logical: str,
+        price: TokenPrice | MachinePrice | None,
+        meters: Meters,
     ) -> None:
         config = endpoint.config
         self.endpoint = endpoint
         self.model = target.model or config.model or logical
         self.model_json = Raw(json.dumps(self.model).encode())
         self.action = endpoint.name if target.model is None else f"{endpoint.name}/{self.model}"
-        self.price = price
-        self.machine = MachinePrice.of(config.usd_per_hour) if config.usd_per_hour is not None else None
+        self.price: TokenPrice | None = price if isinstance(price, TokenPrice) else None
+        self.machine: MachinePrice | None = price if isinstance(price, MachinePrice) else None
         self.quality = target.quality
         self.weight = target.weight
         self.ttft_s = target.ttft_s
@@ -73,9 +78,10 @@ class Route:
         self.mean_server_s: float | None = None
         """Server-seconds of an answer, smoothed; the prediction where the configuration gives none."""
         scale = 1e-12
-        self.usd_in = price.input * scale if price else 0.0
-        self.usd_out = price.output * scale if price else 0.0
-        self.usd_request = price.request * scale if price else 0.0
+        tokens = self.price
+        self.usd_in = tokens.input * scale if tokens else 0.0
+        self.usd_out = tokens.output * scale if tokens else 0.0
+        self.usd_request = tokens.request * scale if tokens else 0.0
         self._spoken: dict[Api, Api | None] = {}
         shown = "".join(c for c in self.model if c.isprintable() and c.isascii())
         self.header = f"x-apportion-model: {shown}\r\nx-apportion-endpoint: {endpoint.name}\r\n"
@@ -121,6 +127,7 @@ class Runtime:
     def __init__(
         self,
         config: Config,
+        prices: Prices,
         *,
         watch: Watch,
         meters: Meters,
@@ -137,7 +144,7 @@ class Runtime:
                 kept if kept is not None and kept.config == entry else Endpoint(name, entry, watch)
             )
         self.groups: dict[str, Group] = {
-            name: self._group(name, model, meters, previous) for name, model in config.models.items()
+            name: self._group(name, model, prices, meters, previous) for name, model in config.models.items()
         }
         self.keys: Mapping[bytes, Key] = {bytes.fromhex(key.digest()): key for key in config.keys}
         self.parallel: dict[str, int] = previous.parallel if previous else {}
@@ -159,13 +166,14 @@ class Runtime:
                 if self.endpoints.get(name) is not endpoint:
                     endpoint.close()
 
-    def _group(self, name: str, model: Model, meters: Meters, previous: Runtime | None) -> Group:
+    def _group(
+        self, name: str, model: Model, prices: Prices, meters: Meters, previous: Runtime | None
+    ) -> Group:
         routes = []
         for target in model.endpoints:
             endpoint = self.endpoints[target.endpoint]
             upstream_name = target.model or endpoint.config.model or name
-            price = price_of(endpoint.config, upstream_name, self.config.unknown_price)
-            routes.append(Route(endpoint, target, name, price, meters))
+            routes.append(Route(endpoint, target, name, prices[endpoint.name, upstream_name].price, meters))
         policy_key = json.dumps([model.policy.name, model.policy.parameters], sort_keys=True, default=repr)
         kept = previous.groups.get(name) if previous else None
         policy = (
@@ -221,33 +229,3 @@ class Runtime:
     def models_of(self, key: Key) -> list[str]:
         """The models that a key may use."""
         return [name for name in self.groups if key.models is None or name in key.models]
-
-
-def price_of(endpoint: EndpointConfig, model: str, assumed: str | TokenPrices) -> TokenPrice | None:
-    """The token price of a model on an endpoint; None where it is unknown (never zero by default)."""
-    price: TokenPrice | None
-    if isinstance(endpoint.price, TokenPrices):
-        return _table(endpoint.price)
-    if endpoint.price == "free":
-        return FREE
-    if endpoint.price == "auto" and endpoint.usd_per_hour is None:
-        if endpoint.kind in ("local", "replay"):
-            return FREE
-        url = endpoint.base_url or ("https://api.anthropic.com" if endpoint.kind == "anthropic" else None)
-        price = hosted_price(model, base_url=url)
-        if price is not None:
-            return price
-    if endpoint.usd_per_hour is not None:
-        return None
-    return _table(assumed) if isinstance(assumed, TokenPrices) else None
-
-
-def _table(prices: TokenPrices) -> TokenPrice:
-    return TokenPrice.of(
-        input_usd_per_mtok=prices.input_usd_per_mtok,
-        output_usd_per_mtok=prices.output_usd_per_mtok,
-        cached_input_usd_per_mtok=prices.cached_input_usd_per_mtok,
-        cache_write_usd_per_mtok=prices.cache_write_usd_per_mtok,
-        cache_write_1h_usd_per_mtok=prices.cache_write_1h_usd_per_mtok,
-        request_usd=prices.request_usd,
-    )

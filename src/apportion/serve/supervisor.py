@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from apportion.core.errors import ApportionError
-from apportion.serve.config.reader import load
+from apportion.serve.config.pricing import Prices, all_prices
+from apportion.serve.config.reader import load, override
 from apportion.serve.config.schema import Config
 from apportion.serve.control import run_directory
 from apportion.serve.engines import Engines
@@ -88,6 +89,7 @@ class _Process:
                 "start",
                 (
                     config,
+                    supervisor.prices,
                     self._index,
                     supervisor.workers,
                     str(supervisor.directory),
@@ -122,10 +124,10 @@ class _Process:
         if process is not None and process.stdin is not None and not process.stdin.is_closing():
             process.stdin.write(frame((kind, content)))
 
-    async def reload(self, config: Config, addresses: dict[str, Address]) -> str | None:
+    async def reload(self, config: Config, prices: Prices, addresses: dict[str, Address]) -> str | None:
         while not self._answers.empty():
             self._answers.get_nowait()
-        self.tell("reload", (config, addresses))
+        self.tell("reload", (config, prices, addresses))
         try:
             async with asyncio.timeout(30):
                 answer = await self._answers.get()
@@ -157,6 +159,7 @@ class Supervisor:
 
     def __init__(self, config: Config, config_path: Path | None) -> None:
         self.config = config
+        self.prices: Prices = {}
         self.workers = config.listen.workers
         self.directory = Path(tempfile.mkdtemp(prefix="apportion-"))
         self.engines = Engines(self._moved)
@@ -173,9 +176,10 @@ class Supervisor:
         """Start everything; returns where it listens."""
         listen = self.config.listen
         self._check_address(listen.host, listen.port)
+        self.prices = await asyncio.to_thread(all_prices, self.config)
         await self.engines.follow(self.config)
         if self.workers == 1:
-            self._worker = Worker(self.config, index=0, workers=1, directory=self.directory)
+            self._worker = Worker(self.config, self.prices, index=0, workers=1, directory=self.directory)
             for name, address in self.engines.addresses.items():
                 self._worker.point(name, address)
             host, port = await self._worker.start(listen.host, listen.port, reuse_port=False)
@@ -232,9 +236,8 @@ class Supervisor:
                     "problems": ["The embedded default is running; there is no file to read."],
                 }
             try:
-                config = load(self._config_path)
                 before = self.config
-                config = msgspec.structs.replace(config, listen=_kept_listen(before, config))
+                config, prices = await asyncio.to_thread(_read, self._config_path, before)
                 dropped = await self.engines.follow(config)
             except ApportionError as error:
                 problems = [str(p) for p in getattr(error, "problems", ())] or [str(error)]
@@ -247,17 +250,17 @@ class Supervisor:
             failed: list[str] = []
             if self._worker is not None:
                 try:
-                    self._worker.reload(config, self.engines.addresses)
+                    self._worker.reload(config, prices, self.engines.addresses)
                 except Exception as error:
                     logger.exception("configuration not reloaded")
                     failed.append(f"{type(error).__name__}: {error}")
             answers = await asyncio.gather(
-                *(process.reload(config, self.engines.addresses) for process in self._processes)
+                *(process.reload(config, prices, self.engines.addresses) for process in self._processes)
             )
             failed += [answer for answer in answers if answer is not None]
             if failed:
                 return {"ok": False, "problems": failed}
-            self.config = config
+            self.config, self.prices = config, prices
             configure_logs(config.log)
             for engine in dropped:
                 self._after(config.listen.drain_s, engine.stop)
@@ -307,12 +310,15 @@ class Supervisor:
         return clean
 
 
-def _kept_listen(before: Config, after: Config) -> Any:
-    """The listening address and the number of workers are those of the start, whatever the new file says."""
-    old, new = before.listen, after.listen
+def _read(path: Path, before: Config) -> tuple[Config, Prices]:
+    """The configuration of a reload. It keeps the address and the workers of the start, whatever the file says,
+    and must therefore fit that address (keys, where it is reachable from outside)."""
+    config = load(path)
+    old, new = before.listen, config.listen
     if (old.host, old.port, old.workers) != (new.host, new.port, new.workers):
         logger.warning("listen.host, listen.port and listen.workers take effect at the next start only")
-    return msgspec.structs.replace(new, host=old.host, port=old.port, workers=old.workers)
+    config = override(config, host=old.host, port=old.port, workers=old.workers)
+    return config, all_prices(config)
 
 
 def _changes(before: Config, after: Config) -> list[str]:

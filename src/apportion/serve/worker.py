@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from apportion.measure.metrics import Registry
+from apportion.serve.config.pricing import Prices
 from apportion.serve.config.schema import Config
 from apportion.serve.gateway import Gateway
 from apportion.serve.http.client import Exchange, Pool, Target, Timeouts, TransportFailure, Watch
@@ -43,14 +44,14 @@ class Address(NamedTuple):
 class Worker:
     """Everything of one worker. ``index`` counts from 0; ``directory`` is shared by all workers of a proxy."""
 
-    def __init__(self, config: Config, *, index: int, workers: int, directory: Path) -> None:
+    def __init__(self, config: Config, prices: Prices, *, index: int, workers: int, directory: Path) -> None:
         self.index = index
         self.workers = workers
         self._directory = directory
         self._watch = Watch(asyncio.get_running_loop())
         self._meters = Meters(Registry(directory / "metrics", index))
         self._records = Records(config.records.decisions, index)
-        runtime = Runtime(config, watch=self._watch, meters=self._meters, workers=workers)
+        runtime = Runtime(config, prices, watch=self._watch, meters=self._meters, workers=workers)
         self.gateway = Gateway(runtime, self._meters, self._records, rng=random.Random())
         self.gateway.ready = self._not_ready
         self.gateway.sibling = self._ask_sibling
@@ -90,10 +91,11 @@ class Worker:
         gc.set_threshold(20_000, 20, 50)
         return bound
 
-    def reload(self, config: Config, addresses: Mapping[str, Address]) -> None:
+    def reload(self, config: Config, prices: Prices, addresses: Mapping[str, Address]) -> None:
         """Go over to another configuration; requests under way keep theirs."""
         runtime = Runtime(
             config,
+            prices,
             watch=self._watch,
             meters=self._meters,
             workers=self.workers,
@@ -204,18 +206,18 @@ async def _main() -> int:
         nonlocal worker, drain_s
         async for kind, content in _frames(reader):
             if kind == "start":
-                config, index, workers, directory, host, port, addresses = content
+                config, prices, index, workers, directory, host, port, addresses = content
                 configure_logs(config.log)
-                worker = Worker(config, index=index, workers=workers, directory=Path(directory))
+                worker = Worker(config, prices, index=index, workers=workers, directory=Path(directory))
                 drain_s = config.listen.drain_s
                 for name, address in addresses.items():
                     worker.point(name, address)
                 await worker.start(host, port, reuse_port=True)
                 say(event="ready")
             elif kind == "reload" and worker is not None:
-                config, addresses = content
+                config, prices, addresses = content
                 try:
-                    worker.reload(config, addresses)
+                    worker.reload(config, prices, addresses)
                     drain_s = config.listen.drain_s
                     say(event="reloaded", error=None)
                 except Exception as error:

@@ -40,6 +40,21 @@ def endpoint_price(config: Config, endpoint: Endpoint, model: str) -> Priced:
     return Priced(None, "unknown")
 
 
+Prices = dict[tuple[str, str], Priced]
+"""The price of each (endpoint, model's name upstream) that a configuration uses."""
+
+
+def all_prices(config: Config) -> Prices:
+    """Every price that ``config`` needs. Slow the first time (the tables are loaded): not for the event loop."""
+    found: Prices = {}
+    for name, model in config.models.items():
+        for target in model.endpoints:
+            endpoint = config.endpoints[target.endpoint]
+            upstream_name = target.model or endpoint.model or name
+            found[target.endpoint, upstream_name] = endpoint_price(config, endpoint, upstream_name)
+    return found
+
+
 def token_price(table: TokenPrices) -> TokenPrice:
     """The prices of a configuration in pico-dollars per token."""
     return TokenPrice.of(
