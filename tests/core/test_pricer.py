@@ -115,6 +115,33 @@ def test_within_five_percent_of_the_optimum_and_on_budget(stream: Stream, update
         assert share > 0.97 or dual == 0.0
 
 
+@pytest.mark.parametrize(("update", "batch"), [("additive", 100), ("multiplicative", 20)])
+@pytest.mark.parametrize("stream", [ONE, THREE], ids=["one", "three"])
+def test_batches_of_spending_are_enough(stream: Stream, update: Update, batch: int) -> None:
+    """The proxy sums spendings and looks at prices now and then, not at every request."""
+    length = 10_000
+    values, costs = stream.draw(length, seed=5)
+    names = NAMES[: len(stream.rates)]
+    limits = stream.rates * length
+    budgets = [
+        Budget(n, n, float(limit), window_s=float(length)) for n, limit in zip(names, limits, strict=True)
+    ]
+    pricer = Pricer(budgets, update=update, outside={})
+    spent, waiting, bought, value_waiting = np.zeros(len(names)), np.zeros(len(names)), 0.0, 0.0
+    prices = np.zeros(len(names))
+    for now in range(length):
+        if now % batch == 0:
+            pricer.spend(Cost(**dict(zip(names, waiting.tolist(), strict=True))), float(now), value_waiting)
+            waiting[:], value_waiting = 0.0, 0.0
+            prices = np.array([pricer.prices(float(now))[name] for name in names])
+        if values[now] > costs[now] @ prices and (spent + costs[now] <= limits).all():
+            spent += costs[now]
+            waiting += costs[now]
+            bought += values[now]
+            value_waiting += values[now]
+    assert (stream.bound(values, costs) - bought / length) / stream.optimum < 0.05
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("stream", [ONE, THREE], ids=["one", "three"])
