@@ -16,9 +16,9 @@ from .upstream import Upstream
 
 PRICE = {"input_usd_per_mtok": 10.0, "output_usd_per_mtok": 1000.0}
 """Dear enough that dollars are seen: an output token is a tenth of a cent."""
-QUICK = {"connect_s": 1.0, "first_token_s": 1.5, "gap_s": 1.0, "total_s": 30.0}
+QUICK = {"connect_s": 1.0, "first_token_s": 1.5, "gap_s": 1.0, "total_s": 4.0}
 FAIL_FAST: dict[str, Any] = {"attempts": 1}
-NEVER_OPEN = {"failures": 1_000_000, "open_s": 0.001, "max_open_s": 0.001}
+NEVER_OPEN = {"failures": 1_000_000, "open_s": 1e-6, "max_open_s": 1e-6}
 """Faults of one test must not take the endpoint away from the next; nor must a long retry-after."""
 
 Json = dict[str, Any]
@@ -142,7 +142,7 @@ def base_config(upstream: Upstream, ca_file: Path, closed_port: int, deaf_port: 
         endpoints[f"{kind}-unpriced"] = endpoint(kind, plain, f"{kind}-unpriced", price="unknown")
         models[f"{kind}-unpriced"] = model(f"{kind}-unpriced")
         # patient: for tests in which the upstream is slow on purpose
-        patient = {**QUICK, "first_token_s": 20.0, "gap_s": 20.0}
+        patient = {**QUICK, "first_token_s": 20.0, "gap_s": 20.0, "total_s": 60.0}
         endpoints[f"{kind}-slow"] = endpoint(kind, plain, f"{kind}-slow", timeouts=patient)
         models[f"{kind}-slow"] = model(f"{kind}-slow")
     return {

@@ -119,7 +119,7 @@ def _response_text(j: Json) -> str:
 
 def _response_error(es: list[SSE]) -> Json | None:
     for e in es:
-        if e.event == "error":
+        if e.event == "error" or e.json.get("error"):
             return dict(e.json.get("error") or e.json)
         if e.event == "response.failed":
             return dict(e.json["response"]["error"])

@@ -106,16 +106,17 @@ def compose(request: dict[str, Any], want: Want) -> Answer:
     answer.n = int(request.get("n") or 1)
     caps = [request.get(k) for k in ("max_completion_tokens", "max_tokens", "max_output_tokens")]
     limit = next((cap for cap in caps if cap), None)
-    tools = request.get("tools") or []
+    offered = request.get("tools")
+    tools = [t for t in offered if isinstance(t, dict)] if isinstance(offered, list) else []
     said = json.dumps(request.get("messages", request.get("input", "")))
     answered = '"role": "tool"' in said or '"tool_result"' in said or '"function_call_output"' in said
     wants_tool = tools and not answered and request.get("tool_choice") not in ("none", {"type": "none"})
     schema = _schema(request)
     if wants_tool:
         tool = tools[0]
-        function = tool.get("function", tool)
+        function = tool.get("function") if isinstance(tool.get("function"), dict) else tool
         parameters = function.get("parameters") or tool.get("input_schema") or {}
-        answer.tool = (function["name"], json.dumps(from_schema(parameters) or {}))
+        answer.tool = (str(function.get("name")), json.dumps(from_schema(parameters) or {}))
         answer.finish = "tool"
         answer.tokens_out = 5
     else:
@@ -135,12 +136,13 @@ def compose(request: dict[str, Any], want: Want) -> Answer:
 
 
 def _schema(request: dict[str, Any]) -> dict[str, Any] | None:
-    chat = request.get("response_format") or {}
-    if chat.get("type") == "json_schema":
+    chat = request.get("response_format")
+    if isinstance(chat, dict) and chat.get("type") == "json_schema":
         return dict(chat["json_schema"]["schema"])
-    form = (request.get("text") or {}).get("format") or {}
-    if form.get("type") == "json_schema":
-        return dict(form["schema"])
+    for holder in ("text", "output_config"):
+        form = (request.get(holder) or {}).get("format") or {}
+        if form.get("type") == "json_schema":
+            return dict(form["schema"])
     return None
 
 
@@ -386,10 +388,9 @@ def messages(request: dict[str, Any], want: Want) -> Reply:
             content.add(len(events))
         events.append((kind, json.dumps({"type": kind, **fields})))
 
-    start_usage: dict[str, Any] = {**usage, "output_tokens": 1}
-    if want.usage == "absent":
-        start_usage = {"input_tokens": 0, "output_tokens": 0}
-    start = {**base, "content": [], "stop_reason": None, "stop_sequence": None, "usage": start_usage}
+    start: dict[str, Any] = {**base, "content": [], "stop_reason": None, "stop_sequence": None}
+    if want.usage != "absent":
+        start["usage"] = {**usage, "output_tokens": 1}
     add("message_start", message=start)
     add("ping")
     for index, block in enumerate(blocks):
@@ -412,11 +413,12 @@ def messages(request: dict[str, Any], want: Want) -> Reply:
             add("content_block_delta", is_content=True, index=index, delta=d)
         add("content_block_stop", index=index)
     end = len(events)
-    last = {"output_tokens": a.tokens_out}
+    last = {"delta": {"stop_reason": stop, "stop_sequence": None}}
     if want.usage == "absent":
-        last = {"output_tokens": 0}
         del body["usage"]
-    add("message_delta", delta={"stop_reason": stop, "stop_sequence": None}, usage=last)
+        add("message_delta", **last)
+    else:
+        add("message_delta", **last, usage={"output_tokens": a.tokens_out})
     add("message_stop")
     return Reply(a, body, events, content, end)
 

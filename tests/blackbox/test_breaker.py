@@ -25,7 +25,7 @@ def config(upstream: Upstream, closed_port: int) -> Json:
     endpoints["refused"] = endpoint("openai", plain, "x", **refused)
     # the time-out must not be what makes the answer quick
     endpoints["silent"] = endpoint(
-        "openai", plain, "silent", breaker=BREAKER, timeouts={**QUICK, "first_token_s": 0.3}
+        "openai", plain, "silent", breaker=BREAKER, timeouts={**QUICK, "first_token_s": 0.3, "total_s": 0.3}
     )
     models = {
         "lone": model("lone"),

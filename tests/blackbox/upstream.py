@@ -257,6 +257,14 @@ class Exchange:
         inner = {"message": f"upstream says {status}", "type": kind, "param": None, "code": f"up_{status}"}
         return {"error": inner}
 
+    def error_event(self) -> bytes:
+        """The error as an event of a stream."""
+        if self.seen.path.endswith("/responses"):
+            fields = {"code": "server_error", "message": "upstream says 500", "param": None}
+            return shapes.encode(("error", json.dumps({"type": "error", **fields, "sequence_number": 9})))
+        event = shapes.encode(("error" if self.anthropic else None, json.dumps(self.error_body(500))))
+        return event if self.anthropic else event + b"data: [DONE]\n\n"
+
     def parts(self, *, eol: str = "\n") -> list[bytes]:
         """The body in the pieces it is sent in: one an event, or three of the JSON."""
         assert self.reply is not None
@@ -445,14 +453,11 @@ async def bad_sse_line_first(x: Exchange) -> None:
 @fault("before", "before", 502)
 async def error_in_200(x: Exchange) -> None:
     """An error event first in a 200 stream (vLLM, SGLang), or an error object in a 200 body."""
-    body = json.dumps(x.error_body(500))
     if not x.stream:
-        await x.whole(200, body.encode())
+        await x.whole(200, json.dumps(x.error_body(500)).encode())
         return
     await x.head(200, chunked=True)
-    await x.chunk(shapes.encode(("error" if x.anthropic else None, body)))
-    if not x.anthropic:
-        await x.chunk(b"data: [DONE]\n\n")
+    await x.chunk(x.error_event())
     await x.finish()
 
 
@@ -585,9 +590,7 @@ async def cut_after_role(x: Exchange) -> None:
 @fault("after", "skip")
 async def error_mid(x: Exchange) -> None:
     await x.begin()
-    await x.chunk(shapes.encode(("error" if x.anthropic else None, json.dumps(x.error_body(500)))))
-    if not x.anthropic:
-        await x.chunk(b"data: [DONE]\n\n")
+    await x.chunk(x.error_event())
     await x.finish()
 
 
