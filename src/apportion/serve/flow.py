@@ -347,7 +347,8 @@ async def _streamed(run: Run, cap: Cap) -> None:
     job, call = run.job, run.job.call
     relay = await _open(run, _request(run, cap, streamed=True))
     first_s = time.perf_counter()
-    job.upstream_s += first_s - relay.sent_s
+    job.first_chunk_s = first_s - relay.sent_s
+    job.upstream_s += job.first_chunk_s
     run.route.meters.first_token_s.observe(first_s - job.started_s)
     assemble = assembler(call.api) if run.cut_s and call.api in STREAMED else None
     try:

@@ -59,6 +59,7 @@ class Job:
         "call",
         "decision",
         "dropped",
+        "first_chunk_s",
         "group",
         "held",
         "id",
@@ -99,6 +100,8 @@ class Job:
         self.upstream_s = 0.0
         """Time spent waiting for upstreams (and between attempts), in seconds."""
         self.attempts = 0
+        self.first_chunk_s: float | None = None
+        """From the request sent to the first content of the attempt under way."""
         self.dropped: tuple[str, ...] = ()
         """Fields of the request that the endpoint's dialect has no place for."""
         self.route: Route | None = None
@@ -334,8 +337,20 @@ class Job:
         decision = self.decision
         if decision is not None:
             record.attempts.append(
-                Attempt(decision, route.endpoint.name, http_status, failure, duration_s * 1e3)
+                Attempt(
+                    decision,
+                    route.endpoint.name,
+                    http_status,
+                    failure,
+                    duration_s * 1e3,
+                    model=route.model,
+                    usage=usage,
+                    cost_units=units,
+                    ended_s=time.perf_counter(),
+                    first_chunk_s=self.first_chunk_s,
+                )
             )
+            self.first_chunk_s = None
         return units
 
     def give_back(self) -> None:

@@ -10,21 +10,52 @@ import secrets
 from typing import Any
 
 from apportion.core.decision import Decision
+from apportion.measure.usage import Usage
 
 
 class Attempt:
-    """One try at one endpoint. Times in milliseconds."""
+    """One try at one endpoint. Times in milliseconds; ``ended_s`` in ``perf_counter`` time."""
 
-    __slots__ = ("decision", "duration_ms", "endpoint", "failure", "status")
+    __slots__ = (
+        "cost_units",
+        "decision",
+        "duration_ms",
+        "ended_s",
+        "endpoint",
+        "failure",
+        "first_chunk_s",
+        "model",
+        "status",
+        "usage",
+    )
 
     def __init__(
-        self, decision: Decision, endpoint: str, status: int, failure: str | None, duration_ms: float
+        self,
+        decision: Decision,
+        endpoint: str,
+        status: int,
+        failure: str | None,
+        duration_ms: float,
+        *,
+        model: str = "",
+        usage: Usage | None = None,
+        cost_units: int | None = None,
+        ended_s: float = 0.0,
+        first_chunk_s: float | None = None,
     ) -> None:
         self.decision = decision
         self.endpoint = endpoint
         self.status = status
         self.failure = failure
         self.duration_ms = duration_ms
+        self.model = model
+        """What the endpoint was asked for."""
+        self.usage = usage
+        """None where nothing was produced."""
+        self.cost_units = cost_units
+        self.ended_s = ended_s
+        self.first_chunk_s = first_chunk_s
+        """From the request sent to the first content of a stream."""
 
 
 class Record:
