@@ -188,7 +188,7 @@ def small_config(upstream: Upstream) -> Callable[..., Json]:
     def build(**more: Any) -> Json:
         plain = f"http://127.0.0.1:{upstream.port}"
         return {
-            "keys": KEYS,
+            "keys": [k for k in KEYS if k["name"] != "bob"],
             "endpoints": {"solo": endpoint("openai", plain, "solo")},
             "models": {"m": model("solo")},
             **more,

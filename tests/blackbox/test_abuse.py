@@ -224,9 +224,11 @@ class TestBodies:
         for deep in (b"[" * 100_000 + b"]" * 100_000, b'{"a":' * 100_000 + b"1" + b"}" * 100_000):
             start = json.dumps(dialect.request("openai-one", "x")).encode()[:-1]
             response = await gateway.post(dialect, start + b', "metadata": ' + deep + b"}")
-            own_error(dialect, response, 400, "invalid_json")
+            assert response.status == 400, response.body
+            error_of(dialect, response)
         response = await gateway.post(dialect, b"[" * 100_000)
-        own_error(dialect, response, 400, "invalid_json")
+        assert response.status == 400, response.body
+        error_of(dialect, response)
 
     async def test_duplicate_keys(self, gateway: Gateway, upstream: Upstream) -> None:
         """The last one wins, here and upstream: two readers can never see two different requests."""
@@ -234,7 +236,8 @@ class TestBodies:
         message = json.dumps([{"role": "user", "content": marker}])
         for kind in ("openai", "anthropic"):
             raw = (
-                f'{{"model": "nothing", "messages": [], "max_tokens": 1, "model": "{kind}-one", '
+                f'{{"model": "nothing", "messages": [{{"role": "user", "content": "first"}}], '
+                f'"max_tokens": 1, "model": "{kind}-one", '
                 f'"max_tokens": 3, "messages": {message}, "user": "first", "user": "second"}}'
             )
             response = await gateway.post(CHAT, raw.encode())
@@ -386,10 +389,13 @@ class TestSize:
         before = gateway.rss_bytes()
         async with await Wire.open(gateway.port) as wire:
             await wire.send(b"GET /v1/models HTTP/1.1\r\n")
-            with pytest.raises(OSError):  # noqa: PT012
-                for i in range(2000):
+            try:
+                for i in range(8000):
                     await wire.send(b"x-%d: %s\r\n" % (i, b"y" * 8000))
-                    await asyncio.sleep(0)
+            except OSError:
+                pass
+            own_error("openai", await wire.read(), 431, "headers_too_large")
+            assert await wire.closed_by_peer(10)
         assert gateway.rss_bytes() - before < 32 * MIB
 
     @pytest.mark.parametrize("size", [10_000, 100_000, 2_000_000])
@@ -573,7 +579,11 @@ class TestFraming:
     async def test_keep_alive_after_errors(self, gateway: Gateway) -> None:
         """A refused request with sound framing leaves the connection usable."""
         async with await Wire.open(gateway.port) as wire:
-            for body, status in [(b"{", 400), (b'{"model": "none", "messages": []}', 404), (b"[]", 400)] * 3:
+            for body, status in [
+                (b"{", 400),
+                (b'{"model": "none", "messages": [{"role": "user"}]}', 404),
+                (b"[]", 400),
+            ] * 3:
                 await wire.send(gateway.bytes_of(CHAT, body))
                 assert (await wire.read()).status == status
             await wire.send(gateway.bytes_of(CHAT, CHAT.request("openai-one", "x")))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Json, endpoint, model
+from .conftest import KEYS, Json, endpoint, model
 from .dialects import CHAT, own_error
 from .proxy import Gateway, assert_no_secret
 from .shapes import Want
@@ -25,12 +25,10 @@ LONG = {"timeouts": {"connect_s": 1, "first_token_s": 20, "gap_s": 20, "total_s"
 
 @pytest.fixture
 def config(upstream: Upstream) -> Json:
-    from .conftest import KEYS
-
     plain = f"http://127.0.0.1:{upstream.port}"
     return {
         "listen": {"drain_s": 10},
-        "keys": KEYS,
+        "keys": [k for k in KEYS if k["name"] != "bob"],
         "endpoints": {"solo": endpoint("openai", plain, "solo", **LONG)},
         "models": {"m": model("solo")},
     }
@@ -339,17 +337,14 @@ class TestStart:
         for word in words:
             assert word in said, said
 
-    def test_port_taken(self, gateway: Gateway, tmp_path: Path) -> None:
-        text = "models: {}"
-        path = tmp_path / "apportion.yaml"
-        path.write_text(text)
-        command = [sys.executable, "-m", "apportion.cli", "serve", "--config", str(path)]
-        run = subprocess.run(
-            [*command, "--port", str(gateway.port)], capture_output=True, text=True, timeout=30, check=False
-        )
-        assert run.returncode != 0
-        assert str(gateway.port) in run.stdout + run.stderr
-        assert "Traceback" not in run.stdout + run.stderr
+    def test_port_taken(self, gateway: Gateway, small_config: Callable[..., Json], tmp_path: Path) -> None:
+        text = json.dumps(small_config(keys=[]))
+        text = text.replace("${UPSTREAM_KEY}", "x").replace("${UPSTREAM_HEADER}", "x")
+        run = self.run(tmp_path, text, "--port", str(gateway.port))
+        said = run.stdout + run.stderr
+        assert run.returncode not in (0, None)
+        assert str(gateway.port) in said
+        assert "Traceback" not in said
 
 
 async def test_health(gateway: Gateway) -> None:
