@@ -1,0 +1,1 @@
+"""Programs for working on apportion itself; not installed with it."""
