@@ -93,7 +93,8 @@ class Sdk:
         """All that ``stream`` writes for ``events`` (objects or bytes)."""
         out = b""
         for event in events:
-            name = event["type"].encode() if isinstance(event, dict) and "type" in event else None
+            kind = event.get("type") if isinstance(event, dict) else None
+            name = kind.encode() if isinstance(kind, str) else None
             out += stream.feed(name, event if isinstance(event, bytes) else json.dumps(event).encode())
         return out + (stream.finish() if done else b"")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anthropic
@@ -545,3 +545,39 @@ def test_any_cut_means_the_same(thought: str, words: str, arguments: dict[str, s
         response = sdk.response(sdk.run(stream("responses", upstream), events))
         assert response.output_text == words
         assert json.loads(response.output[-1].arguments) == arguments
+
+
+# --- one wrong value anywhere -----------------------------------------------------------------------
+
+WRONG: list[Any] = [None, True, 0, -1, 1.5, "", "x", [], [1], ["x"], [{}], {}, {"x": 1}, {"type": []}]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in inside:
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+def replaced(value: Any, path: tuple[Any, ...], by: Any) -> Any:
+    if not path:
+        return by
+    out = dict(value) if isinstance(value, dict) else list(value)
+    out[path[0]] = replaced(value[path[0]], path[1:], by)
+    return out
+
+
+@pytest.mark.parametrize(("client", "upstream"), PAIRS)
+def test_a_wrong_value_in_an_event_is_survived(client: str, upstream: str, sdk: Sdk):
+    """No exception, well-formed events, and one end."""
+    events = [e for e in UPSTREAM[upstream] if isinstance(e, dict)]
+    for number, event in enumerate(events):
+        for path in places(event):
+            for wrong in WRONG:
+                changed = [*events[:number], replaced(event, path, wrong), *events[number + 1 :]]
+                try:
+                    out = sdk.run(stream(client, upstream), changed)
+                except Exception as error:
+                    raise AssertionError(f"{path} = {wrong!r} in {event}") from error
+                last = sdk.events(out)[-1]
+                assert stream_reader(client).event(last[1], last[0]) in (DONE, ERROR)

@@ -151,6 +151,11 @@ def parse_data_url(url: str, field: str) -> tuple[str, str]:
     return media_type.strip().lower(), data
 
 
+def arguments_text(value: object) -> str:
+    """Tool arguments as JSON text: some servers send the object itself."""
+    return dumps(value).decode() if isinstance(value, dict) else as_str(value)
+
+
 def as_dict(value: object) -> JSON:
     """``value`` if it is an object, else an empty one: for reading what upstreams send."""
     return value if isinstance(value, dict) else {}
@@ -173,6 +178,8 @@ def parse_arguments(arguments: object) -> JSON:
     """Tool arguments as the object Anthropic wants; what is no JSON object is kept under ``invalid_json``."""
     if not arguments:
         return {}
+    if isinstance(arguments, dict):
+        return arguments
     try:
         value = loads(as_str(arguments).encode("utf-8", "surrogatepass"))
     except ValueError:

@@ -9,6 +9,7 @@ from apportion.measure.usage import Usage
 from apportion.serve.translate.common import (
     JSON,
     ErrorLike,
+    arguments_text,
     as_dict,
     as_list,
     as_str,
@@ -19,7 +20,7 @@ from apportion.serve.translate.common import (
 from apportion.serve.translate.common import Stream as BaseStream
 from apportion.serve.translate.errors import error_event
 from apportion.serve.translate.usage import messages_usage
-from apportion.serve.wire import dumps, loads, usage_of
+from apportion.serve.wire import loads, usage_of
 
 STOP_REASONS = {
     "stop": "end_turn",
@@ -228,9 +229,7 @@ class Stream(BaseStream):
             }
             self._ensure("tool_use", block, out)
             self._calls[index] = self._block
-        arguments = function.get("arguments")
-        if isinstance(arguments, dict):
-            arguments = dumps(arguments).decode()
+        arguments = arguments_text(function.get("arguments"))
         if arguments:
             delta = {"type": "input_json_delta", "partial_json": arguments}
             out.append(_event("content_block_delta", index=self._calls[index], delta=delta))

@@ -5,11 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from apportion.measure.usage import Usage
-from apportion.serve.translate.common import JSON, ErrorLike, as_dict, as_list, as_str, seal, sse
+from apportion.serve.translate.common import (
+    JSON,
+    ErrorLike,
+    arguments_text,
+    as_dict,
+    as_list,
+    as_str,
+    seal,
+    sse,
+)
 from apportion.serve.translate.common import Stream as BaseStream
 from apportion.serve.translate.errors import error_event
 from apportion.serve.translate.usage import responses_usage
-from apportion.serve.wire import dumps, loads, usage_of
+from apportion.serve.wire import loads, usage_of
 
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 _ECHOED = (
@@ -120,10 +129,7 @@ def _call_item(call: JSON, stem: str, index: int) -> JSON:
         said = {"name": as_str(custom.get("name")), "input": as_str(custom.get("input"))}
         return {"id": f"ctc_{stem}_{index}", "type": "custom_tool_call", "call_id": call_id, **said}
     function = as_dict(call.get("function"))
-    arguments = function.get("arguments")
-    if not isinstance(arguments, str):
-        arguments = dumps(arguments or {}).decode()
-    said = {"name": as_str(function.get("name")), "arguments": arguments}
+    said = {"name": as_str(function.get("name")), "arguments": arguments_text(function.get("arguments"))}
     return {
         "id": f"fc_{stem}_{index}",
         "type": "function_call",
@@ -318,9 +324,7 @@ class Stream(BaseStream):
             self._calls[index] = item
             self._add(item, out)
         item = self._calls[index]
-        more = said.get("input" if item["type"] == "custom_tool_call" else "arguments")
-        if isinstance(more, dict):
-            more = dumps(more).decode()
+        more = arguments_text(said.get("input" if item["type"] == "custom_tool_call" else "arguments"))
         if not more or item["id"] in self._closed:
             return
         if item["type"] == "custom_tool_call":

@@ -103,11 +103,11 @@ class Stream(BaseStream):
             raise ValueError("a stream event must be a JSON object")
         kind = as_str(event.get("type")) or (event_name or b"").decode("utf-8", "replace")
         if kind == "content_block_delta":
-            return self._delta(self._blocks.get(event.get("index", 0), {}), as_dict(event.get("delta")))
+            return self._delta(self._blocks.get(_index(event), {}), as_dict(event.get("delta")))
         if kind == "content_block_start":
-            return self._start(event.get("index", 0), as_dict(event.get("content_block")))
+            return self._start(_index(event), as_dict(event.get("content_block")))
         if kind == "content_block_stop":
-            return self._stop(self._blocks.pop(event.get("index", 0), {}))
+            return self._stop(self._blocks.pop(_index(event), {}))
         if kind == "message_start":
             message = as_dict(event.get("message"))
             self._head.update(id=as_str(message.get("id")), model=as_str(message.get("model")))
@@ -165,9 +165,9 @@ class Stream(BaseStream):
         kind = block.get("type")
         block = dict(block)
         self._blocks[index] = block
-        if kind == "text" and block.get("text"):
+        if kind == "text" and as_str(block.get("text")):
             return self._chunk({"content": block["text"]})
-        if kind == "thinking" and block.get("thinking"):
+        if kind == "thinking" and as_str(block.get("thinking")):
             return self._chunk({"reasoning_content": block["thinking"]})
         if kind == "tool_use":
             self._calls += 1
@@ -179,13 +179,13 @@ class Stream(BaseStream):
 
     def _delta(self, block: JSON, delta: JSON) -> bytes:
         kind = delta.get("type")
-        if kind == "text_delta" and delta.get("text"):
+        if kind == "text_delta" and as_str(delta.get("text")):
             return self._chunk({"content": delta["text"]})
-        if kind == "input_json_delta" and delta.get("partial_json") and "_call" in block:
+        if kind == "input_json_delta" and as_str(delta.get("partial_json")) and "_call" in block:
             block["_streamed"] = True
             return self._arguments(block, delta["partial_json"])
-        if kind == "thinking_delta" and delta.get("thinking"):
-            block["thinking"] = as_str(block.get("thinking")) + as_str(delta["thinking"])
+        if kind == "thinking_delta" and as_str(delta.get("thinking")):
+            block["thinking"] = as_str(block.get("thinking")) + delta["thinking"]
             return self._chunk({"reasoning_content": delta["thinking"]})
         if kind == "signature_delta":
             block["signature"] = as_str(block.get("signature")) + as_str(delta.get("signature"))
@@ -202,3 +202,8 @@ class Stream(BaseStream):
 
     def _arguments(self, block: JSON, arguments: str) -> bytes:
         return self._chunk({"tool_calls": [{"index": block["_call"], "function": {"arguments": arguments}}]})
+
+
+def _index(event: JSON) -> int:
+    index = event.get("index")
+    return index if isinstance(index, int) else 0
