@@ -501,8 +501,10 @@ def test_whole_bodies():
         "content": "hello",
         "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}],
     }
-    chat = {"choices": [{"message": message, "finish_reason": "tool_calls"}], "usage": USAGE_OBJECT}
-    assert read_usage("chat", json.dumps(chat).encode()) == (Usage(9, 12), "tool_calls", 8)
+    chat: dict[str, Any] = {"choices": [{"message": message, "finish_reason": "tool_calls"}]}
+    assert read_usage("chat", json.dumps(chat).encode()) == (None, "tool_calls", 8)
+    chat["usage"] = USAGE_OBJECT
+    assert read_usage("chat", json.dumps(chat).encode())[:2] == (Usage(9, 12), "tool_calls")
     text = {
         "choices": [{"text": "abc", "finish_reason": "length"}],
         "timings": {"prompt_n": 4, "predicted_n": 2},

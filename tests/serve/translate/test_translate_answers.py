@@ -8,7 +8,7 @@ from typing import Any
 import anthropic
 import openai
 import pytest
-from conftest import Sdk
+from translate_sdk import Sdk
 
 from apportion.measure.usage import Usage
 from apportion.serve.translate import error_body, error_event, translate

@@ -7,7 +7,7 @@ import copy
 from typing import Any
 
 import pytest
-from conftest import Sdk
+from translate_sdk import Sdk
 
 from apportion.serve.errors import GatewayError, InvalidRequestError, UnsupportedError
 from apportion.serve.translate import Traits, Translation, can_translate, translate

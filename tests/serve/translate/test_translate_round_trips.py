@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Sdk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from translate_sdk import Sdk
 
 from apportion.serve.errors import GatewayError
 from apportion.serve.translate import Traits, translate

@@ -10,9 +10,9 @@ from typing import Any
 import anthropic
 import openai
 import pytest
-from conftest import Sdk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from translate_sdk import Sdk
 
 from apportion.measure.usage import Usage
 from apportion.serve.translate import Stream, translate
