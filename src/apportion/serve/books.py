@@ -17,6 +17,10 @@ from apportion.serve.config.schema import Budget as BudgetConfig
 from apportion.serve.config.schema import Config, Key
 from apportion.serve.config.schema import Pricer as PricerConfig
 
+_PLACES: Final = {"requests": 0, "tokens": 1, "usd": 2, "server_seconds": 3}
+_ELSE: Final = 4
+"""Amounts of one request are tuples: requests, tokens, pico-dollars, server-seconds, anything else (nothing yet)."""
+
 _PER_MINUTE: Final = ("requests_per_minute", "tokens_per_minute")
 
 
@@ -80,7 +84,7 @@ class Books:
         self._by_scope: dict[str, list[Account]] = {}
         self._pricers: dict[str, Pricer] = {}
         self._outside: dict[str, float] = {"usd": 1.0, **config.prices}
-        self._accounts: dict[tuple[str, str, str], tuple[Account, ...]] = {}
+        self._accounts: dict[tuple[str, str, str], tuple[tuple[Account, int], ...]] = {}
         self._sheets: dict[tuple[str, str], Sheet] = {}
         scoped: dict[str, list[Budget]] = {}
         for entry in config.all_budgets():
@@ -101,13 +105,17 @@ class Books:
         )
         """Whether any hard dollar budget exists at all."""
 
-    def accounts(self, key: str, model: str, endpoint: str) -> tuple[Account, ...]:
-        """The accounts of a request, the widest scope first."""
+    def accounts(self, key: str, model: str, endpoint: str) -> tuple[tuple[Account, int], ...]:
+        """The accounts of a request, the widest scope first, each with the place of its amount in a tuple."""
         at = (key, model, endpoint)
         found = self._accounts.get(at)
         if found is None:
             scopes = ("all", f"key:{key}", f"model:{model}", f"endpoint:{endpoint}")
-            found = tuple(account for scope in scopes for account in self._by_scope.get(scope, ()))
+            found = tuple(
+                (account, _PLACES.get(account.resource, _ELSE))
+                for scope in scopes
+                for account in self._by_scope.get(scope, ())
+            )
             self._accounts[at] = found
         return found
 
@@ -121,15 +129,23 @@ class Books:
             found = self._sheets[at] = Sheet(self._outside, pricers)
         return found
 
-    def rates(self, key: str) -> tuple[Account, ...]:
-        """The accounts of a key's limits per minute."""
-        return tuple(a for a in self._by_scope.get(f"key:{key}", ()) if a.budget.name in _PER_MINUTE)
+    def rates(self, key: Key) -> tuple[tuple[Account, str], ...]:
+        """The accounts of a key's limits per minute, each with the header line that states the limit."""
+        return tuple(
+            (a, f"x-ratelimit-limit-{a.resource}: {getattr(key.limits, a.budget.name)}\r\n")
+            for a in self._by_scope.get(f"key:{key.name}", ())
+            if a.budget.name in _PER_MINUTE
+        )
 
 
-def usd_left_units(accounts: Iterable[Account], now: float) -> int | None:
+Accounts = tuple[tuple[Account, int], ...]
+Amounts = tuple[int, ...]
+
+
+def usd_left_units(accounts: Accounts, now: float) -> int | None:
     """Pico-dollars that the hard dollar budgets among ``accounts`` still allow; None without any."""
     left: int | None = None
-    for account in accounts:
+    for account, _ in accounts:
         budget = account.budget
         if budget.hard and budget.resource == "usd":
             units = account.available_units(now)
@@ -137,32 +153,27 @@ def usd_left_units(accounts: Iterable[Account], now: float) -> int | None:
     return left
 
 
-def reserve(accounts: tuple[Account, ...], amounts: Mapping[str, int], now: float) -> list[int]:
-    """Hold the most a request may cost in all its accounts; what is held in each.
+def reserve(accounts: Accounts, amounts: Amounts, now: float) -> None:
+    """Hold the most a request may cost in all its accounts.
 
-    Raises the error of the first that refuses, holding nothing. A resource not in ``amounts`` holds nothing.
+    Raises the error of the first that refuses, holding nothing.
     """
-    held: list[int] = []
-    for account in accounts:
-        units = amounts.get(account.resource, 0)
-        if not account.reserve(units, now):
-            for other, other_units in zip(accounts, held, strict=False):
-                other.release(other_units, now)
-            raise _refused(account, units, now)
-        held.append(units)
-    return held
+    for index, (account, place) in enumerate(accounts):
+        if not account.reserve(amounts[place], now):
+            release(accounts[:index], amounts, now)
+            raise _refused(account, amounts[place], now)
 
 
-def settle(accounts: tuple[Account, ...], held: list[int], amounts: Mapping[str, int], now: float) -> None:
-    """Replace a reservation by what was measured; a resource not in ``amounts`` is charged as reserved."""
-    for account, units in zip(accounts, held, strict=True):
-        account.settle(units, amounts.get(account.resource, units), now)
+def settle(accounts: Accounts, held: Amounts, amounts: Amounts, now: float) -> None:
+    """Replace the reservation ``held`` by what was measured."""
+    for account, place in accounts:
+        account.settle(held[place], amounts[place], now)
 
 
-def release(accounts: tuple[Account, ...], held: list[int], now: float) -> None:
+def release(accounts: Accounts, held: Amounts, now: float) -> None:
     """Give a reservation back: nothing was spent."""
-    for account, units in zip(accounts, held, strict=True):
-        account.release(units, now)
+    for account, place in accounts:
+        account.release(held[place], now)
 
 
 def _budget(entry: BudgetConfig, scope: str, workers: int) -> Budget:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from apportion.core.outcome import Status
 from apportion.measure.usage import Usage
 from apportion.serve import errors, translation
 from apportion.serve.assemble import Assembler, assembler
@@ -25,6 +26,7 @@ from apportion.serve.job import Cap, Job, limits_headers
 from apportion.serve.records import usd
 from apportion.serve.relay import Relay
 from apportion.serve.runtime import Route
+from apportion.serve.settlement import Settlements
 from apportion.serve.upstream import Endpoint, backoff_s, retry_after_s
 from apportion.serve.wire import StreamReader, read_usage, stream_reader
 
@@ -70,7 +72,7 @@ class Deadline(Exception):
         self.time = time
 
 
-async def answer(job: Job, rng: random.Random) -> None:
+async def answer(job: Job, rng: random.Random, settlements: Settlements) -> None:
     """Answer ``job``. Raises ``GatewayError`` if nothing has been sent; everything else is dealt with here."""
     call = job.call
     retries = job.group.config.retries
@@ -82,7 +84,7 @@ async def answer(job: Job, rng: random.Random) -> None:
         routes, caps = _feasible(job, tried)
         if not routes and tried:
             tried.clear()
-            wait_s = backoff_s(job.attempts - 1, retries.backoff_s, retries.max_backoff_s, rng)
+            wait_s = backoff_s(job.tries - 1, retries.backoff_s, retries.max_backoff_s, rng)
             if not await _pause(job, failed, wait_s, retries.max_backoff_s, until_s):
                 raise _exhausted(job, failed)
             job.now = time.time()
@@ -91,15 +93,15 @@ async def answer(job: Job, rng: random.Random) -> None:
             raise _exhausted(job, failed) if failed is not None else _impossible(job)
         route = job.decide(routes)
         cap = caps[routes.index(route)]
-        job.attempts += 1
+        job.tries += 1
         job.reserve(route, cap)
         try:
-            await _attempt(job, route, cap, until_s)
+            await _attempt(job, route, cap, until_s, settlements)
             return
         except (UpstreamAnswer, TransportFailure) as failure:
             failed = failure
             repeatable = not isinstance(failure, UpstreamAnswer) or failure.status in _RETRIED
-            if not repeatable or job.attempts >= retries.attempts:
+            if not repeatable or job.tries >= retries.attempts:
                 raise _exhausted(job, failed) from None
             tried.append(route)
         except Deadline as over:
@@ -108,7 +110,8 @@ async def answer(job: Job, rng: random.Random) -> None:
                 f"The request's '{name}' was used up before anything was produced.", field=f"apportion.{name}"
             ) from None
         finally:
-            job.give_back()
+            if job.status == "running":
+                job.give_back()
 
 
 def _feasible(job: Job, tried: list[Route]) -> tuple[list[Route], list[Cap]]:
@@ -155,6 +158,7 @@ class Run:
 
     __slots__ = (
         "_open",
+        "_settlements",
         "_share",
         "cut_s",
         "deadline_cut",
@@ -166,11 +170,12 @@ class Run:
         "translation",
     )
 
-    def __init__(self, job: Job, route: Route, cap: Cap, until_s: float) -> None:
+    def __init__(self, job: Job, route: Route, cap: Cap, until_s: float, settlements: Settlements) -> None:
         spoken = route.spoken_for(job.call.api)
         assert spoken is not None  # noqa: S101 - only feasible routes get here
         endpoint = route.endpoint
         now_s = self.started_s = time.perf_counter()
+        self._settlements = settlements
         self.job = job
         self.route = route
         self.spoken = spoken
@@ -200,12 +205,12 @@ class Run:
         """The server-seconds used so far."""
         return self.route.endpoint.clock.used(self._share, now_s)
 
-    def server_s(self) -> float:
+    def server_s(self, now_s: float) -> float:
         """Ends the try at the endpoint; the server-seconds it used."""
         self._open = False
         endpoint = self.route.endpoint
         endpoint.in_flight -= 1
-        return endpoint.clock.stop(self._share, time.perf_counter())
+        return endpoint.clock.stop(self._share, now_s)
 
     def settle(
         self, usage: Usage, finish: str | None, *, broken: str | None = None, cut: bool = False
@@ -217,23 +222,23 @@ class Run:
             endpoint.circuit.succeeded()
         else:
             endpoint.circuit.failed(now_s)
-        self.job.settle(
+        self.job.attempted(
             "ok" if broken is None else "failed",
             usage,
-            self.server_s(),
+            self.server_s(now_s),
+            self.started_s,
+            now_s,
             finish=finish,
             failure=broken,
-            duration_s=now_s - self.started_s,
             censored=cut or broken is not None,
         )
 
     def failed(self, failure: UpstreamAnswer | TransportFailure) -> None:
         """Nothing was produced; what the endpoint's breaker, the policy and the books make of it."""
-        job, endpoint = self.job, self.route.endpoint
+        job, endpoint, started_s = self.job, self.route.endpoint, self.started_s
         now_s = time.perf_counter()
-        duration_s = now_s - self.started_s
-        job.upstream_s += duration_s
-        server_s = self.server_s()
+        job.upstream_s += now_s - started_s
+        server_s = self.server_s(now_s)
         if isinstance(failure, UpstreamAnswer):
             status = failure.status
             if status == 429 and failure.retry_after_s is not None:
@@ -243,47 +248,44 @@ class Run:
                 endpoint.circuit.failed(now_s, wait_s=failure.retry_after_s)
             else:
                 endpoint.circuit.succeeded()
-            job.settle(
-                "failed",
-                None,
-                server_s,
-                failure=f"status {status}",
-                http_status=status,
-                duration_s=duration_s,
+            words = f"status {status}"
+            attempt = job.attempted(
+                "failed", None, server_s, started_s, now_s, failure=words, http_status=status
             )
         elif failure.phase == "deadline":
             endpoint.circuit.cancelled()
-            produced = job.estimate(0, 0, None)
-            job.settle(
-                "timeout", produced, server_s, failure="deadline", duration_s=duration_s, censored=True
+            usage = job.estimate(0, 0, None)
+            attempt = job.attempted(
+                "timeout", usage, server_s, started_s, now_s, failure="deadline", censored=True
             )
         else:
             endpoint.circuit.failed(now_s)
             timed_out = failure.kind == "timeout"
             words = f"timeout {failure.phase}" if timed_out else failure.kind
-            job.settle(
-                "timeout" if timed_out else "failed", None, server_s, failure=words, duration_s=duration_s
-            )
+            outcome: Status = "timeout" if timed_out else "failed"
+            attempt = job.attempted(outcome, None, server_s, started_s, now_s, failure=words, http_status=0)
+        self._settlements.attempt(job, attempt, time.time())
 
     def abandoned(self, usage: Usage) -> None:
         """The client went away: the upstream was told to stop, what it made until then is booked."""
         self.route.endpoint.circuit.cancelled()
-        duration_s = time.perf_counter() - self.started_s
-        self.job.settle(
-            "cancelled", usage, self.server_s(), failure="cancelled", duration_s=duration_s, censored=True
+        now_s = time.perf_counter()
+        server_s = self.server_s(now_s)
+        self.job.attempted(
+            "cancelled", usage, server_s, self.started_s, now_s, failure="cancelled", censored=True
         )
 
     def end(self) -> None:
         """Whatever happened, nothing stays held."""
         if self._open:
             self.route.endpoint.circuit.cancelled()
-            self.server_s()
+            self.server_s(time.perf_counter())
 
 
-async def _attempt(job: Job, route: Route, cap: Cap, until_s: float) -> None:
+async def _attempt(job: Job, route: Route, cap: Cap, until_s: float, settlements: Settlements) -> None:
     """One try at one endpoint, to the end of the answer. Raises if nothing was sent to the client."""
     call = job.call
-    run = Run(job, route, cap, until_s)
+    run = Run(job, route, cap, until_s, settlements)
     try:
         if call.stream or (run.cut_s and call.api_generates):
             # An answer that may have to be cut is streamed from the upstream even if the client wants it whole.
@@ -339,7 +341,7 @@ async def _whole(run: Run, cap: Cap) -> None:
     job.upstream_s += done_s - exchange.sent_s
     run.settle(usage, finish)
     job.responder.send(200, job.headers(_JSON + limits_headers(job), cost=True), body)
-    _answered(job, 200)
+    job.ended(200)
 
 
 async def _streamed(run: Run, cap: Cap) -> None:
@@ -380,7 +382,7 @@ async def _streamed(run: Run, cap: Cap) -> None:
         elif assemble is not None:
             headers = job.headers(_JSON + limits_headers(job), cost=True)
             job.responder.send(200, headers, assemble.body(usage, cut=False))
-    _answered(job, 200)
+    job.ended(200)
 
 
 async def _open(run: Run, request: bytes) -> Relay:
@@ -483,12 +485,7 @@ def _cut(run: Run, assemble: Assembler, usage: Usage) -> None:
     else:
         extra = f"{_JSON}x-apportion-{name}: exceeded\r\n{limits_headers(job)}"
         job.responder.send(200, job.headers(extra, cost=True), assemble.body(usage, cut=True))
-    _answered(job, 200)
-
-
-def _answered(job: Job, status: int) -> None:
-    job.meters.answered(job.call.api, job.group.name, status)
-    job.finished()
+    job.ended(200)
 
 
 def _request(run: Run, cap: Cap, *, streamed: bool) -> bytes:
@@ -568,7 +565,7 @@ def _exhausted(
     """What the client is told when no attempt brought an answer."""
     if isinstance(failed, UpstreamAnswer):
         return failed
-    times = f" ({job.attempts} attempts)" if job.attempts > 1 else ""
+    times = f" ({job.tries} attempts)" if job.tries > 1 else ""
     if failed is not None and failed.kind == "timeout":
         return errors.UpstreamTimeoutError(f"{failed}{times}")
     return errors.UpstreamError(f"{failed}{times}")

@@ -23,6 +23,7 @@ from apportion.serve.job import Job
 from apportion.serve.meters import Meters
 from apportion.serve.records import Records, explain, owner
 from apportion.serve.runtime import Runtime
+from apportion.serve.settlement import Settlements
 
 logger = logging.getLogger("apportion.gateway")
 
@@ -41,6 +42,8 @@ class Gateway:
         self.runtime = runtime
         self.meters = meters
         self.records = records
+        self.settlements = Settlements(meters, records)
+        self.running: dict[str, Job] = {}
         self.draining = False
         self.ready: Callable[[], str | None] = lambda: None
         """What keeps the worker from being ready, or None."""
@@ -103,14 +106,15 @@ class Gateway:
                     details={"budget": "parallel", "limit": limit},
                 )
             parallel[key.name] = running + 1
-            job = Job(runtime, call, key, group, responder, meters, self.records, number)
+            job = Job(runtime, call, key, group, responder, number)
+            self.running[job.id] = job
             if api == "count_tokens" and not any(r.spoken_for(api) for r in group.routes):
                 self._count_tokens(job)
                 return
-            await answer(job, self._rng)
+            await answer(job, self._rng, self.settlements)
         except errors.GatewayError as error:
-            if job is not None and job.record.status == "running":
-                job.record.status = "refused"
+            if job is not None and job.status == "running":
+                job.status = "refused"
             self._refuse(responder, error, DIALECTS[api], "req_" + number, job, api)
         except UpstreamAnswer as upstream:
             assert job is not None  # noqa: S101 - only an attempt raises it
@@ -129,6 +133,8 @@ class Gateway:
         finally:
             meters.in_flight.add(-1.0)
             if job is not None:
+                del self.running[job.id]
+                self.settlements.add(job)
                 left = runtime.parallel[job.key.name] - 1
                 if left:
                     runtime.parallel[job.key.name] = left
@@ -142,9 +148,8 @@ class Gateway:
             "content-type: application/json\r\nx-apportion-usage: estimated\r\n", cost=False
         )
         job.responder.send(200, headers, msgspec.json.encode({"input_tokens": tokens}))
-        job.record.status = "ok"
-        self.meters.answered("count_tokens", job.group.name, 200)
-        job.finished()
+        job.status = "ok"
+        job.ended(200)
 
     def _pass_error(self, job: Job, upstream: UpstreamAnswer) -> None:
         """The upstream's own error, in its words; only its shape may change."""
@@ -153,12 +158,11 @@ class Gateway:
         # The gateway has tried all it may; a client that tries again multiplies the attempts.
         extra = "content-type: application/json\r\n"
         if upstream.status in (408, 409, 429) or upstream.status >= 500:
-            extra += "x-should-retry: false\r\n" if job.attempts > 1 or not upstream.retry_after_s else ""
+            extra += "x-should-retry: false\r\n" if job.tries > 1 or not upstream.retry_after_s else ""
         if upstream.retry_after_s is not None:
             extra += _retry_after(upstream.retry_after_s)
         job.responder.send(upstream.status, job.headers(extra, cost=True), body)
-        self.meters.answered(call.api, job.group.name, upstream.status)
-        job.finished()
+        job.ended(upstream.status)
 
     def _refuse(
         self,
@@ -185,11 +189,13 @@ class Gateway:
             headers = f"x-request-id: {request_id}\r\nrequest-id: {request_id}\r\n{extra}".encode("latin-1")
         if not responder.started:
             responder.send(error.status, headers, errors.render(error, dialect, request_id))
-        self.meters.answered(api, job.group.name if job is not None else "", error.status)
         if job is not None:
-            job.finished()
+            job.ended(error.status)
+        else:
+            self.meters.answered(api, "", error.status)
         if error.status >= 500:
-            logger.warning("%s: %s: %s", request_id, error.code, error)
+            # Not louder: in an outage this is every request. Metrics count them, the circuit's changes are logged.
+            logger.debug("%s: %s: %s", request_id, error.code, error)
 
     # everything else
 
@@ -236,6 +242,7 @@ class Gateway:
             _send(responder, number, {"status": "not ready", "why": why}, 503)
 
     async def _metrics(self, request: Request, responder: Responder, number: str) -> None:
+        self.settlements.flush()
         for endpoint in self.runtime.endpoints.values():
             state = endpoint.circuit.state
             self.meters.circuit.at(endpoint.name).set(0.0 if state == "closed" else 1.0)
@@ -292,14 +299,20 @@ class Gateway:
             )
         _send(responder, number, found)
 
+    def own_decision(self, id: str) -> dict[str, Any] | None:
+        """A decision of this worker, explained."""
+        self.settlements.flush()
+        job = self.running.get(id)
+        record = self.records.find(id) if job is None else job.record()
+        return None if record is None else explain(record)
+
     async def decision(self, id: str) -> dict[str, Any] | None:
         """A decision of any worker, explained; None if no worker has it."""
         worker = owner(id)
         if worker is None:
             return None
         if worker == self.records.worker:
-            record = self.records.find(id)
-            return None if record is None else explain(record)
+            return self.own_decision(id)
         if self.sibling is None:
             return None
         body = await self.sibling(worker, f"/decisions/{id}")

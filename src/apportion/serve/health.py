@@ -9,6 +9,7 @@ hammering a dead server.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Literal
 
 from apportion.serve.config.schema import Breaker
@@ -19,10 +20,21 @@ BreakerState = Literal["closed", "open", "half_open"]
 class Circuit:
     """The breaker of one endpoint; time is passed in, in seconds."""
 
-    __slots__ = ("_config", "_failures", "_opened_for_s", "_trial_s", "_until_s", "consecutive", "state")
+    __slots__ = (
+        "_config",
+        "_failures",
+        "_opened_for_s",
+        "_trial_s",
+        "_until_s",
+        "consecutive",
+        "on_change",
+        "state",
+    )
 
-    def __init__(self, config: Breaker) -> None:
+    def __init__(self, config: Breaker, on_change: Callable[[BreakerState], None] | None = None) -> None:
         self._config = config
+        self.on_change = on_change
+        """Told when it opens and when it closes again."""
         self._failures: deque[float] = deque(maxlen=config.failures)
         self._until_s = 0.0
         self._opened_for_s = 0.0
@@ -53,6 +65,8 @@ class Circuit:
             self._opened_for_s = 0.0
             self._trial_s = None
             self._failures.clear()
+            if self.on_change is not None:
+                self.on_change("closed")
 
     def failed(self, now_s: float, *, wait_s: float | None = None) -> None:
         """A failure that is the endpoint's own. ``wait_s``: how long it asked to be left alone."""
@@ -79,6 +93,8 @@ class Circuit:
         self._trial_s = None
         self.state = "open"
         self._failures.clear()
+        if self.on_change is not None:
+            self.on_change("open")
 
 
 class ServerClock:

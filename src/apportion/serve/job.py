@@ -12,8 +12,7 @@ from apportion.core.budget import Account
 from apportion.core.cost import Cost
 from apportion.core.decision import Decision
 from apportion.core.option import Option
-from apportion.core.outcome import Outcome, Status
-from apportion.core.resource import SERVER_SECONDS
+from apportion.core.outcome import Status
 from apportion.core.state import State
 from apportion.measure.tokens import most_input_tokens
 from apportion.measure.usage import Usage
@@ -21,8 +20,8 @@ from apportion.serve import books, errors
 from apportion.serve.call import Call
 from apportion.serve.config.schema import Key
 from apportion.serve.http.server import Responder
-from apportion.serve.meters import Meters
-from apportion.serve.records import Attempt, Record, Records, usd
+from apportion.serve.records import Attempt, Record, usd
+from apportion.serve.records import cost as spent
 from apportion.serve.runtime import Group, Route, Runtime
 
 _BYTES_PER_TOKEN: Final = 4.0
@@ -58,66 +57,58 @@ class Job:
         "attempts",
         "call",
         "decision",
+        "done",
         "dropped",
         "first_chunk_s",
         "group",
         "held",
         "id",
         "key",
-        "meters",
         "now",
-        "record",
+        "overhead_s",
         "request_id",
         "responder",
         "route",
         "runtime",
         "sheet",
         "started_s",
+        "status",
+        "tries",
         "upstream_s",
     )
 
     def __init__(
-        self,
-        runtime: Runtime,
-        call: Call,
-        key: Key,
-        group: Group,
-        responder: Responder,
-        meters: Meters,
-        records: Records,
-        number: str,
+        self, runtime: Runtime, call: Call, key: Key, group: Group, responder: Responder, number: str
     ) -> None:
         self.runtime = runtime
         self.call = call
         self.key = key
         self.group = group
         self.responder = responder
-        self.meters = meters
         self.id = "dec_" + number
         self.request_id = "req_" + number
         self.started_s = call.request.received_s
         self.now = time.time()
         self.upstream_s = 0.0
         """Time spent waiting for upstreams (and between attempts), in seconds."""
-        self.attempts = 0
+        self.overhead_s: float | None = None
+        """Time spent in the proxy itself until the answer began."""
+        self.tries = 0
+        self.attempts: list[Attempt] = []
+        """What has been tried and settled, in order."""
+        self.done: tuple[int, float] | None = None
+        """Status and duration in seconds, once the answer has ended."""
         self.first_chunk_s: float | None = None
         """From the request sent to the first content of the attempt under way."""
+        self.status = "running"
         self.dropped: tuple[str, ...] = ()
         """Fields of the request that the endpoint's dialect has no place for."""
         self.route: Route | None = None
         self.decision: Decision | None = None
-        self.accounts: tuple[Account, ...] = ()
-        self.held: list[int] | None = None
-        """What is reserved in each of ``accounts``, while it is."""
+        self.accounts: tuple[tuple[Account, int], ...] = ()
+        self.held: tuple[int, ...] | None = None
+        """The amounts reserved in ``accounts``, while they are."""
         self.sheet = runtime.books.sheet(key.name, group.name)
-        record = self.record = Record(self.id, self.request_id, self.now, key.name, call.api, group.name)
-        record.stream = call.stream
-        constraints = call.constraints
-        record.effort = constraints.effort
-        record.priority = constraints.priority
-        record.tags = constraints.tags
-        record.key_tags = key.tags
-        records.keep(record)
 
     # what may be chosen
 
@@ -228,7 +219,7 @@ class Job:
             "key": self.key.name,
             "input_tokens": call.body_bytes / _BYTES_PER_TOKEN,
             "stream": call.stream,
-            "attempt": self.attempts,
+            "attempt": self.tries,
         }
         if call.constraints.effort is not None:
             context["effort"] = call.constraints.effort
@@ -244,9 +235,8 @@ class Job:
             raise errors.ConstraintError(
                 f"The policy of model {self.group.name!r} chose nothing: {decision.why}."
             )
-        route = self.route = routes[decision.choice]
-        self.record.upstream_model = route.model
-        return route
+        self.route = routes[decision.choice]
+        return self.route
 
     # the books
 
@@ -258,106 +248,69 @@ class Job:
         if not accounts:
             return
         call = self.call
-        tokens_out = 0
+        tokens = int(call.body_bytes / _BYTES_PER_TOKEN)
         if call.api_generates:
-            tokens_out = (
-                cap.output_tokens or call.max_output_tokens or self.group.config.expected_output_tokens
-            )
-        amounts = {
-            "requests": 1,
-            "tokens": int(call.body_bytes / _BYTES_PER_TOKEN) + tokens_out * call.n,
-            "usd": cap.most_units or 0,
-        }
-        self.held = books.reserve(accounts, amounts, self.now)
-
-    def settle(
-        self,
-        status: Status,
-        usage: Usage | None,
-        server_s: float,
-        *,
-        finish: str | None = None,
-        failure: str | None = None,
-        http_status: int = 200,
-        duration_s: float = 0.0,
-        censored: bool = False,
-    ) -> int | None:
-        """Book one attempt: accounts, prices, policy, metrics, record. Returns pico-dollars, None if unknown.
-
-        ``usage`` None means that nothing was produced (an attempt that failed before any content).
-        """
-        route, record, now = self.route, self.record, time.time()
-        if route is None:
-            return None
-        price, machine = route.price, route.machine
-        units: int | None
-        tokens_in = tokens_out = 0
-        estimated = False
-        if usage is not None:
-            tokens_in, tokens_out, estimated = usage.input_tokens, usage.output_tokens, usage.estimated
-            units = machine.units(server_s) if machine else price.units(usage) if price else None
-            record.input_tokens = (record.input_tokens or 0) + tokens_in
-            record.output_tokens = (record.output_tokens or 0) + tokens_out
-            route.measured(server_s)
-        else:
-            units = machine.units(server_s) if machine else 0
-        tokens = tokens_in + tokens_out
-        held = self.held
-        if held is not None:
-            self.held = None
-            amounts = {"requests": 1, "tokens": tokens, "server_seconds": SERVER_SECONDS.to_units(server_s)}
-            if units is not None:
-                amounts["usd"] = units
-            books.settle(self.accounts, held, amounts, now)
-        known: dict[str, float] = {
-            "tokens": float(tokens),
-            "server_seconds": server_s,
-            "seconds": duration_s,
-            "requests": 1.0,
-        }
-        spent_usd = None
-        if units is not None:
-            known["usd"] = spent_usd = units * 1e-12
-            record.cost_units = (record.cost_units or 0) + units
-            record.cost_mark = "estimated" if estimated or record.cost_mark == "estimated" else "measured"
-        else:
-            record.cost_units = None
-            record.cost_mark = "unknown"
-        worth = self.group.config.worth_usd
-        value = 0.0 if worth is None or status != "ok" else worth * (route.quality or 1.0)
-        self.sheet.spent(spent_usd, tokens, server_s, value, now)
-        self.group.policy.learn(
-            Outcome(self.id, status, route.action, Cost.of(known), None, duration_s, censored)
-        )
-        route.meters.book(tokens_in, tokens_out, spent_usd, server_s)
-        record.server_s = (record.server_s or 0.0) + server_s
-        record.status = status
-        record.finish_reason = finish
-        self.meters.attempted(self.group.name, route.endpoint.name, "ok" if failure is None else failure)
-        decision = self.decision
-        if decision is not None:
-            record.attempts.append(
-                Attempt(
-                    decision,
-                    route.endpoint.name,
-                    http_status,
-                    failure,
-                    duration_s * 1e3,
-                    model=route.model,
-                    usage=usage,
-                    cost_units=units,
-                    ended_s=time.perf_counter(),
-                    first_chunk_s=self.first_chunk_s,
-                )
-            )
-            self.first_chunk_s = None
-        return units
+            out = cap.output_tokens or call.max_output_tokens or self.group.config.expected_output_tokens
+            tokens += out * call.n
+        amounts = (1, tokens, cap.most_units or 0, 0, 0)
+        books.reserve(accounts, amounts, self.now)
+        self.held = amounts
 
     def give_back(self) -> None:
         """Release what is reserved, if anything (nothing was sent)."""
         if self.held is not None:
             held, self.held = self.held, None
             books.release(self.accounts, held, time.time())
+
+    def attempted(
+        self,
+        status: Status,
+        usage: Usage | None,
+        server_s: float,
+        started_s: float,
+        ended_s: float,
+        *,
+        finish: str | None = None,
+        failure: str | None = None,
+        http_status: int = 200,
+        censored: bool = False,
+    ) -> Attempt:
+        """Note one attempt and what it cost; the books are settled by ``settlement`` soon after.
+
+        ``usage`` None means that nothing was produced (an attempt that failed before any content). Times in
+        ``perf_counter`` seconds.
+        """
+        route, decision = self.route, self.decision
+        assert route is not None  # noqa: S101 - an attempt follows a decision
+        assert decision is not None  # noqa: S101
+        machine, price = route.machine, route.price
+        units: int | None
+        if machine is not None:
+            units = machine.units(server_s)
+        elif usage is None:
+            units = 0
+        else:
+            units = None if price is None else price.units(usage)
+        attempt = Attempt(
+            decision,
+            route.endpoint.name,
+            route.model,
+            status,
+            usage,
+            units,
+            server_s,
+            started_s,
+            ended_s,
+            self.first_chunk_s,
+            finish,
+            failure,
+            http_status,
+            censored,
+        )
+        self.attempts.append(attempt)
+        self.first_chunk_s = None
+        self.status = status
+        return attempt
 
     def estimate(self, output_events: int, output_chars: int, known: Usage | None) -> Usage:
         """Usage counted by the proxy, where the upstream gave none or its stream broke before the end."""
@@ -376,41 +329,52 @@ class Job:
 
     def headers(self, extra: str = "", *, cost: bool) -> bytes:
         """Response headers of an answer; ``cost`` where it is known before the body goes out."""
-        record, route = self.record, self.route
-        now_s = time.perf_counter()
-        overhead_ms = max(0.0, now_s - self.started_s - self.upstream_s) * 1e3
-        record.overhead_ms = overhead_ms
-        lines = (
-            f"x-request-id: {self.request_id}\r\nrequest-id: {self.request_id}\r\n"
-            f"x-apportion-decision-id: {self.id}\r\n{route.header if route else ''}"
-            f"x-apportion-overhead-ms: {overhead_ms:.3f}\r\n{extra}"
-        )
-        if self.dropped:
-            lines += f"x-apportion-dropped: {', '.join(self.dropped)}\r\n"
+        route = self.route
+        overhead_s = time.perf_counter() - self.started_s - self.upstream_s
+        self.overhead_s = overhead_s = overhead_s if overhead_s > 0.0 else 0.0
+        said = ""
         if cost:
-            units = record.cost_units
-            said = "" if units is None else f"x-apportion-cost-usd: {usd(units)}\r\n"
-            lines += f"{said}x-apportion-cost-mark: {record.cost_mark}\r\n"
-        return lines.encode("latin-1")
+            units, mark = spent(self.attempts)
+            amount = "" if units is None else f"x-apportion-cost-usd: {usd(units)}\r\n"
+            said = f"{amount}x-apportion-cost-mark: {mark}\r\n"
+        if self.dropped:
+            said += f"x-apportion-dropped: {', '.join(self.dropped)}\r\n"
+        id = self.request_id
+        return (
+            f"x-request-id: {id}\r\nrequest-id: {id}\r\nx-apportion-decision-id: {self.id}\r\n"
+            f"{route.header if route else ''}x-apportion-overhead-ms: {overhead_s * 1e3:.3f}\r\n{said}{extra}"
+        ).encode("latin-1")
 
-    def finished(self) -> None:
-        """The answer has ended, whatever way."""
-        now_s = time.perf_counter()
-        duration_s = now_s - self.started_s
-        record, route = self.record, self.route
-        record.duration_ms = duration_s * 1e3
-        if route is not None:
-            route.meters.duration_s.observe(duration_s)
-            if record.overhead_ms is not None:
-                route.meters.overhead_s.observe(record.overhead_ms * 1e-3)
+    def ended(self, status: int) -> None:
+        """The answer has ended with this HTTP status."""
+        self.done = (status, time.perf_counter() - self.started_s)
+
+    def record(self) -> Record:
+        """What is kept of it."""
+        call, route, key = self.call, self.route, self.key
+        return Record(
+            self.id,
+            self.request_id,
+            self.now,
+            key.name,
+            key.tags,
+            call.api,
+            self.group.name,
+            call.stream,
+            call.constraints,
+            self.attempts,
+            None if route is None else route.model,
+            self.status,
+            None if self.done is None else self.done[1],
+            self.overhead_s,
+        )
 
 
 def limits_headers(job: Job) -> str:
     """``x-ratelimit-*`` of the key's own limits per minute; empty where it has none."""
     text = ""
-    for account in job.runtime.rates[job.key.name]:
-        name = account.resource
+    for account, limit in job.runtime.rates[job.key.name]:
         left = account.level_units
-        limit = account.budget.amount
-        text += f"x-ratelimit-limit-{name}: {limit:.0f}\r\nx-ratelimit-remaining-{name}: {left if left > 0 else 0}\r\n"
+        name = account.resource
+        text += f"{limit}x-ratelimit-remaining-{name}: {left if left > 0 else 0}\r\n"
     return text

@@ -10,22 +10,33 @@ import secrets
 from typing import Any
 
 from apportion.core.decision import Decision
+from apportion.core.outcome import Status
 from apportion.measure.usage import Usage
+from apportion.serve.call import Constraints
 
 
 class Attempt:
-    """One try at one endpoint. Times in milliseconds; ``ended_s`` in ``perf_counter`` time."""
+    """One try at one endpoint and what came of it.
+
+    ``units`` are pico-dollars, None when unknown; ``usage`` is None where nothing was produced; ``started_s`` and
+    ``ended_s`` are ``perf_counter`` times.
+    """
 
     __slots__ = (
-        "cost_units",
+        "censored",
         "decision",
-        "duration_ms",
         "ended_s",
         "endpoint",
         "failure",
+        "finish",
         "first_chunk_s",
+        "http_status",
         "model",
+        "server_s",
+        "settled",
+        "started_s",
         "status",
+        "units",
         "usage",
     )
 
@@ -33,82 +44,103 @@ class Attempt:
         self,
         decision: Decision,
         endpoint: str,
-        status: int,
+        model: str,
+        status: Status,
+        usage: Usage | None,
+        units: int | None,
+        server_s: float,
+        started_s: float,
+        ended_s: float,
+        first_chunk_s: float | None,
+        finish: str | None,
         failure: str | None,
-        duration_ms: float,
-        *,
-        model: str = "",
-        usage: Usage | None = None,
-        cost_units: int | None = None,
-        ended_s: float = 0.0,
-        first_chunk_s: float | None = None,
+        http_status: int,
+        censored: bool,
     ) -> None:
         self.decision = decision
         self.endpoint = endpoint
-        self.status = status
-        self.failure = failure
-        self.duration_ms = duration_ms
         self.model = model
         """What the endpoint was asked for."""
+        self.status: Status = status
         self.usage = usage
-        """None where nothing was produced."""
-        self.cost_units = cost_units
+        self.units = units
+        self.server_s = server_s
+        self.started_s = started_s
         self.ended_s = ended_s
         self.first_chunk_s = first_chunk_s
         """From the request sent to the first content of a stream."""
+        self.finish = finish
+        self.failure = failure
+        self.http_status = http_status
+        self.censored = censored
+        self.settled = False
+        """Whether it is in the books."""
 
 
 class Record:
-    """One request, from the decision to its cost. ``cost_units`` are pico-dollars, None when unknown."""
+    """One request and its attempts. ``key_tags`` are the operator's, ``tags`` the client's."""
 
     __slots__ = (
         "api",
         "attempts",
-        "cost_mark",
-        "cost_units",
+        "constraints",
         "created_s",
-        "duration_ms",
-        "effort",
-        "finish_reason",
+        "duration_s",
         "id",
-        "input_tokens",
         "key",
         "key_tags",
         "model",
-        "output_tokens",
-        "overhead_ms",
-        "priority",
+        "overhead_s",
         "request_id",
-        "server_s",
         "status",
         "stream",
-        "tags",
         "upstream_model",
     )
 
-    def __init__(self, id: str, request_id: str, created_s: float, key: str, api: str, model: str) -> None:
+    def __init__(
+        self,
+        id: str,
+        request_id: str,
+        created_s: float,
+        key: str,
+        key_tags: dict[str, str],
+        api: str,
+        model: str,
+        stream: bool,
+        constraints: Constraints,
+        attempts: list[Attempt],
+        upstream_model: str | None,
+        status: str,
+        duration_s: float | None,
+        overhead_s: float | None,
+    ) -> None:
         self.id = id
         self.request_id = request_id
         self.created_s = created_s
         self.key = key
+        self.key_tags = key_tags
         self.api = api
         self.model = model
-        self.stream = False
-        self.effort: float | None = None
-        self.priority: int | None = None
-        self.tags: list[str] | None = None
-        self.key_tags: dict[str, str] | None = None
-        self.attempts: list[Attempt] = []
-        self.upstream_model: str | None = None
-        self.status = "running"
-        self.finish_reason: str | None = None
-        self.input_tokens: int | None = None
-        self.output_tokens: int | None = None
-        self.cost_units: int | None = None
-        self.cost_mark = "unknown"
-        self.duration_ms: float | None = None
-        self.overhead_ms: float | None = None
-        self.server_s: float | None = None
+        self.stream = stream
+        self.constraints = constraints
+        self.attempts = attempts
+        self.upstream_model = upstream_model
+        self.status = status
+        self.duration_s = duration_s
+        self.overhead_s = overhead_s
+
+
+def cost(attempts: list[Attempt]) -> tuple[int | None, str]:
+    """Pico-dollars of all attempts together and how they are known: measured, estimated or unknown."""
+    total = 0
+    mark = "measured" if attempts else "unknown"
+    for attempt in attempts:
+        if attempt.units is None:
+            return None, "unknown"
+        total += attempt.units
+        if attempt.usage is not None and attempt.usage.estimated:
+            mark = "estimated"
+    return (total if attempts else None), mark
 
 
 class Records:
@@ -163,52 +195,59 @@ def usd(units: int) -> str:
 
 def explain(record: Record) -> dict[str, Any]:
     """A record in words and numbers, as JSON shows it."""
-    last = record.attempts[-1] if record.attempts else None
+    attempts, constraints = record.attempts, record.constraints
+    last = attempts[-1] if attempts else None
+    units, mark = cost(attempts)
+    used = [a.usage for a in attempts if a.usage is not None]
     return {
         "id": record.id,
         "object": "apportion.decision",
         "request_id": record.request_id,
         "created": record.created_s,
         "key": record.key,
+        "key_tags": record.key_tags,
         "api": record.api,
         "model": record.model,
         "stream": record.stream,
-        "effort": record.effort,
-        "priority": record.priority,
-        "tags": record.tags or [],
-        "key_tags": record.key_tags or {},
-        "explanation": _words(record),
+        "effort": constraints.effort,
+        "priority": constraints.priority,
+        "tags": constraints.tags or [],
+        "explanation": _words(record, units, mark),
         "chosen": None if last is None else last.endpoint,
         "upstream_model": record.upstream_model,
-        "attempts": [_attempt(a) for a in record.attempts],
+        "attempts": [_attempt(a) for a in attempts],
         "outcome": {
             "status": record.status,
-            "finish_reason": record.finish_reason,
-            "input_tokens": record.input_tokens,
-            "output_tokens": record.output_tokens,
-            "cost_usd": None if record.cost_units is None else usd(record.cost_units),
-            "cost_mark": record.cost_mark,
-            "server_seconds": record.server_s,
-            "duration_ms": record.duration_ms,
-            "overhead_ms": record.overhead_ms,
+            "finish_reason": None if last is None else last.finish,
+            "input_tokens": sum(u.input_tokens for u in used) if used else None,
+            "output_tokens": sum(u.output_tokens for u in used) if used else None,
+            "cost_usd": None if units is None else usd(units),
+            "cost_mark": mark,
+            "server_seconds": sum(a.server_s for a in attempts) if attempts else None,
+            "duration_ms": _ms(record.duration_s),
+            "overhead_ms": _ms(record.overhead_s),
         },
     }
 
 
-def _words(record: Record) -> str:
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e3, 3)
+
+
+def _words(record: Record, units: int | None, mark: str) -> str:
     if not record.attempts:
-        return "No endpoint was asked."
+        return "No endpoint was asked." if record.status != "running" else "It is being answered."
     sentences = []
     for number, attempt in enumerate(record.attempts):
         text = attempt.decision.explain()
         if attempt.failure is not None:
-            text += f" It failed: {attempt.failure}"
+            text += f" It failed: {attempt.failure}."
             if number + 1 < len(record.attempts):
                 text += " Then another was tried."
         sentences.append(text)
-    if record.cost_units is not None:
-        said = "It cost" if record.cost_mark == "measured" else "It cost an estimated"
-        sentences.append(f"{said} ${usd(record.cost_units)}.")
+    if units is not None:
+        said = "It cost" if mark == "measured" else "It cost an estimated"
+        sentences.append(f"{said} ${usd(units)}.")
     elif record.status != "running":
         sentences.append("What it cost is unknown.")
     return " ".join(sentences)
@@ -218,9 +257,9 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
     decision = attempt.decision
     return {
         "endpoint": attempt.endpoint,
-        "status": attempt.status,
+        "status": attempt.http_status,
         "failure": attempt.failure,
-        "duration_ms": round(attempt.duration_ms, 3),
+        "duration_ms": _ms(attempt.ended_s - attempt.started_s),
         "probability": decision.probability,
         "why": decision.why,
         "prices": dict(decision.prices),

@@ -7,6 +7,7 @@ authentication headers, "local" and "replay" are "openai" servers that the proxy
 from __future__ import annotations
 
 import email.utils
+import logging
 import random
 import time
 from typing import Final
@@ -16,6 +17,8 @@ from apportion.serve.call import Api
 from apportion.serve.config.schema import Endpoint as EndpointConfig
 from apportion.serve.health import Circuit, ServerClock
 from apportion.serve.http.client import Exchange, Pool, Target, Timeouts, Watch, client_tls
+
+logger = logging.getLogger("apportion.upstream")
 
 PATHS: Final[dict[Api, str]] = {
     "chat": "/chat/completions",
@@ -64,7 +67,9 @@ class Endpoint:
             if config.kind == "local" and config.embeddings
             else _SPOKEN[config.kind]
         )
-        self.circuit = Circuit(config.breaker)
+        self.circuit = Circuit(
+            config.breaker, lambda state: logger.warning("endpoint %s: circuit %s", name, state)
+        )
         self.clock = ServerClock()
         self.in_flight = 0
         self.reported_load: float | None = None

@@ -743,6 +743,26 @@ def stream_reader(dialect: str) -> StreamReader:
 # --- whole bodies ---------------------------------------------------------------------------------
 
 
+class _PlainUsage(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class _PlainChoice(msgspec.Struct, gc=False):
+    finish_reason: str
+
+
+class _PlainChat(msgspec.Struct, gc=False):
+    """The most common answer: one whose usage holds nothing unusual. Everything else is read in full."""
+
+    usage: _PlainUsage
+    choices: list[_PlainChoice]
+
+
+_decode_plain_chat = msgspec.json.Decoder(_PlainChat).decode
+
+
 def read_usage(dialect: str, body: Buffer) -> tuple[Usage | None, str | None, int]:
     """Usage, the upstream's finish reason, and the characters of answer, of a complete response body.
 
@@ -753,6 +773,14 @@ def read_usage(dialect: str, body: Buffer) -> tuple[Usage | None, str | None, in
         return _read_message(body)
     if dialect == "responses":
         return _read_response(body)
+    try:
+        plain = _decode_plain_chat(body if body.isascii() else str(body, "utf-8"))
+        told = plain.usage
+        if plain.choices and 0 < told.prompt_tokens + told.completion_tokens == told.total_tokens:
+            # What was produced is counted only where usage is missing.
+            return Usage(told.prompt_tokens, told.completion_tokens), plain.choices[-1].finish_reason, 0
+    except (ValueError, RecursionError):
+        pass
     try:
         chat = _decode_whole_chat(str(body, "utf-8"))
     except (ValueError, RecursionError):

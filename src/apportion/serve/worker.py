@@ -26,7 +26,7 @@ from apportion.serve.http.server import Request, Responder, Server, ServerLimits
 from apportion.serve.logs import configure as configure_logs
 from apportion.serve.meters import Meters
 from apportion.serve.probes import Probes
-from apportion.serve.records import Records, explain
+from apportion.serve.records import Records
 from apportion.serve.runtime import Runtime
 
 logger = logging.getLogger("apportion.worker")
@@ -123,6 +123,7 @@ class Worker:
         """Stop accepting, finish what is under way, close; True if nothing had to be cut."""
         self.gateway.draining = True
         clean = await self._server.drain(timeout_s) if self._server is not None else True
+        self.gateway.settlements.flush()
         if self._control is not None:
             await self._control.drain(0.1)
         self._probes.close()
@@ -143,11 +144,11 @@ class Worker:
     # workers among themselves
 
     async def _answer_sibling(self, request: Request, responder: Responder) -> None:
-        record = self._records.find(request.path.removeprefix("/decisions/"))
-        if record is None:
+        found = self.gateway.own_decision(request.path.removeprefix("/decisions/"))
+        if found is None:
             responder.send(404, b"", b"")
         else:
-            responder.send(200, b"content-type: application/json\r\n", msgspec.json.encode(explain(record)))
+            responder.send(200, b"content-type: application/json\r\n", msgspec.json.encode(found))
 
     async def _ask_sibling(self, worker: int, path: str) -> bytes | None:
         if not 0 <= worker < self.workers:

@@ -11,6 +11,7 @@ a timer for each, and tells connect, first token, gap and total apart.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 import time
@@ -18,6 +19,8 @@ from collections import deque
 from typing import Final, Literal, NamedTuple, cast
 
 import httptools
+
+logger = logging.getLogger("apportion.http")
 
 Phase = Literal["connect", "first_token", "gap", "total", "deadline"]
 
@@ -257,9 +260,7 @@ class ClientConnection(asyncio.Protocol):
             if isinstance(cause, TransportFailure):
                 self._fail(cause.kind, str(cause), sent=True)
             elif isinstance(error, httptools.HttpParserCallbackError) and cause is not None:
-                self._detach()
-                self.close()
-                raise cause from None
+                self._fault(exchange, cause)
             else:
                 self._fail("malformed", f"The upstream's answer is not valid HTTP/1.1: {error}.", sent=True)
         except httptools.HttpParserUpgrade:
@@ -276,7 +277,10 @@ class ClientConnection(asyncio.Protocol):
         if exchange is None:
             return
         if exchange.status and self._ends_with_connection(exchange) and exc is None:
-            self._complete(exchange)
+            try:
+                self._complete(exchange)
+            except Exception as error:
+                self._fault(exchange, error)
             return
         detail = f": {exc}" if exc else ""
         if exchange.first_byte_s:
@@ -289,12 +293,15 @@ class ClientConnection(asyncio.Protocol):
     # parser callbacks
 
     def on_message_begin(self) -> None:
+        if self.exchange is None:
+            # A second answer right behind the first; the next exchange must not take it for its own.
+            raise TransportFailure("malformed", "The upstream sent an answer that nobody asked for.")
         self._header_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         exchange = self.exchange
-        if exchange is None:
-            return
+        if exchange is None or exchange.status:
+            return  # a trailer is no header (RFC 9110 section 6.5.1)
         self._header_bytes += len(name) + len(value)
         headers = exchange.headers
         if len(headers) >= _MAX_HEADERS or self._header_bytes > _MAX_HEADER_BYTES:
@@ -326,13 +333,24 @@ class ClientConnection(asyncio.Protocol):
 
     def _complete(self, exchange: Exchange) -> None:
         self._detach()
-        if self._transport is not None:
-            if self._parser.should_keep_alive() and not self._transport.is_closing():
+        transport = self._transport
+        if transport is not None:
+            # An answer before the whole request was taken: the rest must not stand in the next one's way.
+            unsent = transport.get_write_buffer_size()
+            if self._parser.should_keep_alive() and not unsent and not transport.is_closing():
                 self.resume()
                 self._pool.give_back(self)
             else:
-                self._transport.close()
+                self.close()
         exchange.on_end()
+
+    def _fault(self, exchange: Exchange, error: BaseException) -> None:
+        """Whoever takes the answer failed at it: a fault of ours. It is logged, and the exchange ends."""
+        logger.error("fault while reading an answer", exc_info=error)
+        self._detach()
+        self.close()
+        message = f"The upstream's answer could not be read ({type(error).__name__})."
+        exchange.on_failure(TransportFailure("malformed", message, sent=True))
 
     def _fail(
         self,
@@ -435,7 +453,8 @@ class Pool:
         self.idle_s = idle_s
         self.open = 0
         self._idle: list[ClientConnection] = []
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[ClientConnection | None]] = deque()
+        """Futures of those who wait: they are handed a free connection, or (None) the right to open one."""
         self._all: set[ClientConnection] = set()
         self._closed = False
         self._loop = asyncio.get_running_loop()
@@ -473,29 +492,16 @@ class Pool:
     async def _open(self, connect_s: float) -> ClientConnection:
         target = self.target
         deadline_s = time.perf_counter() + connect_s
-        while self.open >= self.max_connections:
-            if len(self._waiting) >= self.max_waiting:
-                raise TransportFailure("busy", "Too many requests wait for a connection to the upstream.")
-            future: asyncio.Future[None] = self._loop.create_future()
-            self._waiting.append(future)
-            try:
-                async with asyncio.timeout(max(0.0, deadline_s - time.perf_counter())):
-                    await future
-            except TimeoutError:
-                raise TransportFailure(
-                    "busy",
-                    f"No connection to the upstream became free within {connect_s:g} s.",
-                    phase="connect",
-                ) from None
-            finally:
-                if not future.done():
-                    future.cancel()
-            connection = self._take()
-            if connection is not None:
-                return connection
+        if self.open < self.max_connections:
+            self.open += 1
+        else:
+            handed = await self._wait(connect_s)
+            if handed is not None:
+                handed.reused = True
+                return handed
         if self._closed:
+            self._release()
             raise TransportFailure("closed", "The endpoint was removed from the configuration.")
-        self.open += 1
         connection = ClientConnection(self)
         try:
             async with asyncio.timeout(max(0.0, deadline_s - time.perf_counter())):
@@ -524,17 +530,50 @@ class Pool:
                 said = "name cannot be resolved" if kind == "dns" else "cannot be reached"
                 raise TransportFailure(kind, f"The upstream's {said}: {error}.") from None
             raise
-        self._all.add(connection)
+        if connection.open:
+            self._all.add(connection)
+        else:
+            self._release()  # lost again before it could be used
         return connection
+
+    async def _wait(self, connect_s: float) -> ClientConnection | None:
+        """Wait, first come first served, for a free connection or (None) for the right to open one."""
+        if len(self._waiting) >= self.max_waiting:
+            raise TransportFailure("busy", "Too many requests wait for a connection to the upstream.")
+        future: asyncio.Future[ClientConnection | None] = self._loop.create_future()
+        self._waiting.append(future)
+        try:
+            async with asyncio.timeout(connect_s):
+                return await future
+        except BaseException as error:
+            if future in self._waiting:
+                self._waiting.remove(future)
+            elif not future.cancelled():
+                # Handed over just now, and not wanted any more: it goes to the next.
+                handed = future.result()
+                if handed is None:
+                    self._release()
+                else:
+                    self.give_back(handed)
+            if not isinstance(error, TimeoutError):
+                raise
+        raise TransportFailure(
+            "busy", f"No connection to the upstream became free within {connect_s:g} s.", phase="connect"
+        )
 
     def give_back(self, connection: ClientConnection) -> None:
         """A finished connection is free again."""
         if self._closed or not connection.open:
             connection.close()
             return
+        waiting = self._waiting
+        while waiting:
+            future = waiting.popleft()
+            if not future.done():
+                future.set_result(connection)
+                return
         connection.idle_since_s = time.perf_counter()
         self._idle.append(connection)
-        self._wake()
 
     def forget(self, connection: ClientConnection) -> None:
         """A connection has ended."""
@@ -560,21 +599,19 @@ class Pool:
         for connection in self._idle:
             connection.close()
         self._idle.clear()
-        for future in self._waiting:
-            if not future.done():
-                future.set_result(None)
+        while self._waiting:
+            self.open += 1
+            self._release()
 
     def _release(self) -> None:
-        self.open -= 1
-        self._wake()
-
-    def _wake(self) -> None:
+        """The right to one connection is free again; who waits longest gets it."""
         waiting = self._waiting
         while waiting:
             future = waiting.popleft()
             if not future.done():
                 future.set_result(None)
                 return
+        self.open -= 1
 
 
 def stale(exchange: Exchange, reused: bool) -> bool:

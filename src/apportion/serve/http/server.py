@@ -380,19 +380,14 @@ class Connection(asyncio.Protocol):
     def _begin(self, request: Request) -> None:
         self._deadline_s = 0.0
         responder = self.responder = Responder(self, request)
-        server = self.server
-        task = self.task = server.loop.create_task(server.application(request, responder))
-        task.add_done_callback(self._task_done)
+        self.task = self.server.loop.create_task(self._run(request, responder))
 
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled():
-            return
-        error = task.exception()
-        if error is None:
-            return
-        logger.error("fault while answering a request", exc_info=error)
-        responder = self.responder
-        if self.task is task and responder is not None and self.transport is not None:
+    async def _run(self, request: Request, responder: Responder) -> None:
+        try:
+            await self.server.application(request, responder)
+        except Exception:
+            logger.exception("fault while answering a request")
+        if responder is self.responder and self.transport is not None:
             if responder.started:
                 responder.abort()
             else:

@@ -27,7 +27,7 @@ class Splitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """Complete events in ``data``, line ends normalised to LF."""
-        if b"\r" in data or self._carriage:
+        if data and (b"\r" in data or self._carriage):
             data = self._normalise(data)
         tail = self._tail
         if tail:
@@ -60,11 +60,10 @@ class Splitter:
         return tail.rstrip(b"\n") + b"\n\n" if tail.strip() else b""
 
     def _normalise(self, data: bytes) -> bytes:
-        if self._carriage:
-            data = b"\r" + data
+        # A CR ends a line at once; an LF that follows it, perhaps in the next piece, ends nothing more.
+        if self._carriage and data.startswith(b"\n"):
+            data = data[1:]
         self._carriage = data.endswith(b"\r")
-        if self._carriage:
-            data = data[:-1]
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
