@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,14 @@ class Gateway:
         self.config_file = directory / "apportion.yaml"
         self.write(config)
         self.port = free_port()
+        self.mark = f"blackbox-{uuid.uuid4().hex}"
         self.args = args
         self.env = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("APPORTION", "OPENAI", "ANTHROPIC"))},
             **SECRETS,
             "HOME": str(directory),
             "PYTHONUNBUFFERED": "1",
+            "BLACKBOX": self.mark,
             **(env or {}),
         }
         self.process: subprocess.Popen[bytes] | None = None
@@ -138,7 +141,7 @@ class Gateway:
             self.process.wait(10)
 
     def processes(self) -> list[int]:
-        """Live processes of the session that the proxy was started in."""
+        """Live processes that the proxy is or has started: by session, or by the mark in their environment."""
         assert self.process is not None
         found = []
         for entry in Path("/proc").iterdir():
@@ -146,9 +149,10 @@ class Gateway:
                 continue
             try:
                 after = (entry / "stat").read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
+                marked = self.mark.encode() in (entry / "environ").read_bytes()
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
-            if int(after[3]) == self.process.pid and after[0] != "Z":
+            if (marked or int(after[3]) == self.process.pid) and after[0] != "Z":
                 found.append(int(entry.name))
         return found
 

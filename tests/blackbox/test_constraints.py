@@ -33,17 +33,18 @@ def constrained(body: dict[str, Any], way: str, **limits: Any) -> tuple[dict[str
 async def test_max_usd_caps_the_output(
     gateway: Gateway, upstream: Upstream, dialect: Dialect, kind: str, way: str
 ) -> None:
-    """Two cents buy at most twenty output tokens here: the upstream is told, and it costs no more."""
-    marker = upstream.script(new_marker(), want=Want(words=80))
-    body, headers = constrained(dialect.request(f"{kind}-one", marker), way, max_usd=0.02)
+    """A dime buys at most a hundred output tokens here: the upstream is told, and it costs no more."""
+    marker = upstream.script(new_marker(), want=Want(words=300))
+    request = dialect.request(f"{kind}-one", marker, max_tokens=1000)
+    body, headers = constrained(request, way, max_usd=0.1)
     response = await gateway.post(dialect, body, headers)
     assert response.status == 200, response.body
     seen = upstream.of(marker)[0]
     caps = [seen.json[f] for f in CAP_FIELDS if seen.json.get(f)]
     assert caps
-    assert all(0 < cap <= 20 for cap in caps), caps
-    assert min(caps) >= 10, "far less than the money buys"
-    assert float(response.header("x-apportion-cost-usd") or "nan") <= 0.02
+    assert all(0 < cap <= 100 for cap in caps), caps
+    assert min(caps) >= 60, "far less than the money buys"
+    assert float(response.header("x-apportion-cost-usd") or "nan") <= 0.1
     assert dialect.finish(response.json) == dialect.stops[1]
 
 
@@ -61,11 +62,11 @@ async def test_max_usd_keeps_a_smaller_cap_of_the_client(
 
 
 async def test_max_usd_counts_every_choice(gateway: Gateway, upstream: Upstream) -> None:
-    marker = upstream.script(new_marker(), want=Want(words=80))
-    body = CHAT.request("openai-one", marker, n=4, apportion={"max_usd": 0.02})
+    marker = upstream.script(new_marker(), want=Want(words=300))
+    body = CHAT.request("openai-one", marker, n=4, apportion={"max_usd": 0.1})
     response = await gateway.post(CHAT, body)
     assert response.status == 200
-    assert upstream.of(marker)[0].tokens_out <= 20
+    assert 40 <= upstream.of(marker)[0].tokens_out <= 100
 
 
 @BOTH

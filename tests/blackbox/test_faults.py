@@ -23,7 +23,7 @@ AT_ONCE = 48
 WHOLE = "w0 w1 w2 w3 w4 w5 w6 w7"
 SPOKEN = {
     "openai": ("chat", "messages", "completions", "responses", "embeddings"),
-    "anthropic": ("chat", "messages"),
+    "anthropic": ("chat", "messages", "responses"),
 }
 ADDRESS_FAULTS = {
     "refused": (502,),

@@ -89,7 +89,9 @@ def test_stream_is_the_same_answer(gateway: Gateway) -> None:
 
 def test_anthropic_client(gateway: Gateway) -> None:
     with anthropic.Anthropic(base_url=gateway.url, api_key=SECRETS["KEY_ALICE"], max_retries=0) as c:
-        answer = c.messages.create(model="smollm", max_tokens=30, messages=QUESTION, temperature=0)  # type: ignore[arg-type]
+        answer = c.messages.create(
+            model="smollm", max_tokens=30, messages=QUESTION, extra_body={"temperature": 0}
+        )  # type: ignore[arg-type]
         assert "Paris" in answer.content[0].text  # type: ignore[union-attr]
         with c.messages.stream(model="smollm", max_tokens=10, messages=QUESTION) as stream:  # type: ignore[arg-type]
             assert "".join(stream.text_stream)
@@ -162,8 +164,8 @@ async def test_the_engine_is_restarted_after_a_crash(gateway: Gateway) -> None:
 
 
 def is_engine(pid: int) -> bool:
-    """The process that has the weights mapped."""
+    """The process that runs the native library."""
     try:
-        return ".gguf" in Path(f"/proc/{pid}/maps").read_text()
+        return "xllamacpp" in Path(f"/proc/{pid}/maps").read_text()
     except (FileNotFoundError, PermissionError, ProcessLookupError):
         return False
