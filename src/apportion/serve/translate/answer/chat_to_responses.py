@@ -176,6 +176,7 @@ class Stream(BaseStream):
         self._calls: dict[int, JSON] = {}  # the call's index at the upstream -> its open item
         self._places: dict[str, int] = {}  # item id -> output index
         self._closed: set[str] = set()
+        self._pieces: dict[str, list[str]] = {}  # item id -> what its open part holds so far
         self._finish = ""
         self._usage: Usage | None = None
 
@@ -265,7 +266,7 @@ class Stream(BaseStream):
             item["summary"].append({"type": "summary_text", "text": ""})
             part = {"type": "summary_text", "text": ""}
             self._emit("response.reasoning_summary_part.added", out, **where, summary_index=0, part=part)
-        item["summary"][0]["text"] += text
+        self._pieces.setdefault(item["id"], []).append(text)
         self._emit("response.reasoning_summary_text.delta", out, **where, summary_index=0, delta=text)
 
     def _sign(self, blocks: list[Any], out: list[bytes]) -> None:
@@ -276,7 +277,6 @@ class Stream(BaseStream):
 
     def _say(self, kind: str, text: str, logprobs: list[JSON], out: list[bytes]) -> None:
         item = self._ensure("message", out)
-        key = "text" if kind == "output_text" else "refusal"
         if not item["content"] or item["content"][-1]["type"] != kind:
             self._close_part(item, out)
             part = _text_part("", []) if kind == "output_text" else {"type": "refusal", "refusal": ""}
@@ -286,7 +286,7 @@ class Stream(BaseStream):
                 "response.content_part.added", out, **where, content_index=len(item["content"]) - 1, part=part
             )
         part = item["content"][-1]
-        part[key] += text
+        self._pieces.setdefault(item["id"], []).append(text)
         where = {**self._where(item), "content_index": len(item["content"]) - 1}
         if kind == "output_text":
             part["logprobs"] += logprobs
@@ -298,6 +298,7 @@ class Stream(BaseStream):
         if not item["content"]:
             return
         part = item["content"][-1]
+        part["text" if part["type"] == "output_text" else "refusal"] = self._written(item)
         where = {**self._where(item), "content_index": len(item["content"]) - 1}
         if part["type"] == "output_text":
             done = {"text": part["text"], "logprobs": part["logprobs"]}
@@ -327,14 +328,17 @@ class Stream(BaseStream):
         more = arguments_text(said.get("input" if item["type"] == "custom_tool_call" else "arguments"))
         if not more or item["id"] in self._closed:
             return
+        self._pieces.setdefault(item["id"], []).append(more)
         if item["type"] == "custom_tool_call":
-            item["input"] += more
             self._emit("response.custom_tool_call_input.delta", out, **self._where(item), delta=more)
         else:
-            item["arguments"] += more
             self._emit("response.function_call_arguments.delta", out, **self._where(item), delta=more)
 
     # items
+
+    def _written(self, item: JSON) -> str:
+        """All that was written to the open part of ``item``, which thereby closes."""
+        return "".join(self._pieces.pop(item["id"], ()))
 
     def _where(self, item: JSON) -> JSON:
         return {"item_id": item["id"], "output_index": self._places[item["id"]]}
@@ -373,6 +377,7 @@ class Stream(BaseStream):
                 item["encrypted_content"] = seal(signed)
             if item["summary"]:
                 part = item["summary"][0]
+                part["text"] = self._written(item)
                 text = {"summary_index": 0, "text": part["text"]}
                 self._emit("response.reasoning_summary_text.done", out, **where, **text)
                 self._emit("response.reasoning_summary_part.done", out, **where, summary_index=0, part=part)
@@ -385,6 +390,7 @@ class Stream(BaseStream):
                 continue
             self._closed.add(item["id"])
             where = self._where(item)
+            item["input" if item["type"] == "custom_tool_call" else "arguments"] = self._written(item)
             if item["type"] == "custom_tool_call":
                 self._emit("response.custom_tool_call_input.done", out, **where, input=item["input"])
             else:

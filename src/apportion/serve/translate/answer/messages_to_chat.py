@@ -92,6 +92,7 @@ class Stream(BaseStream):
         self._blocks: dict[int, JSON] = {}
         self._calls = -1
         self._thoughts = -1
+        self._thought: list[str] = []  # of the open thinking block
         self._begun = False
         self._finished = False
 
@@ -165,6 +166,7 @@ class Stream(BaseStream):
         kind = block.get("type")
         block = dict(block)
         self._blocks[index] = block
+        self._thought = []
         if kind == "text" and as_str(block.get("text")):
             return self._chunk({"content": block["text"]})
         if kind == "thinking" and as_str(block.get("thinking")):
@@ -185,7 +187,7 @@ class Stream(BaseStream):
             block["_streamed"] = True
             return self._arguments(block, delta["partial_json"])
         if kind == "thinking_delta" and as_str(delta.get("thinking")):
-            block["thinking"] = as_str(block.get("thinking")) + delta["thinking"]
+            self._thought.append(delta["thinking"])
             return self._chunk({"reasoning_content": delta["thinking"]})
         if kind == "signature_delta":
             block["signature"] = as_str(block.get("signature")) + as_str(delta.get("signature"))
@@ -195,10 +197,12 @@ class Stream(BaseStream):
         kind = block.get("type")
         if kind == "tool_use" and not block.get("_streamed"):
             return self._arguments(block, dumps(block.get("input") or {}).decode())
-        if kind == "redacted_thinking" or (kind == "thinking" and block.get("signature")):
-            self._thoughts += 1  # openai's accumulator demands an index in every list
-            return self._chunk({"thinking_blocks": [{"index": self._thoughts, **block}]})
-        return b""
+        if kind == "thinking" and block.get("signature"):
+            block["thinking"] = as_str(block.get("thinking")) + "".join(self._thought)
+        elif kind != "redacted_thinking":
+            return b""
+        self._thoughts += 1  # openai's accumulator demands an index in every list
+        return self._chunk({"thinking_blocks": [{"index": self._thoughts, **block}]})
 
     def _arguments(self, block: JSON, arguments: str) -> bytes:
         return self._chunk({"tool_calls": [{"index": block["_call"], "function": {"arguments": arguments}}]})
