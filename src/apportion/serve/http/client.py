@@ -26,7 +26,8 @@ Phase = Literal["connect", "first_token", "gap", "total", "deadline"]
 
 _TICK_S: Final = 0.02
 _MAX_HEADERS: Final = 256
-_MAX_HEADER_BYTES: Final = 128 * 1024
+_MAX_HEAD_BYTES: Final = 128 * 1024
+"""Most that may arrive before the end of the headers, give or take a packet."""
 MAX_ANSWER_BYTES: Final = 256 * 2**20
 """Largest buffered answer; a longer one fails instead of filling memory."""
 
@@ -79,6 +80,7 @@ class Exchange:
         "_last_s",
         "body_bytes",
         "chunks",
+        "coding",
         "deadline_s",
         "failure",
         "first_byte_s",
@@ -91,6 +93,8 @@ class Exchange:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, timeouts: Timeouts) -> None:
         self.status = 0
+        self.coding: bytes | None = None
+        """The body's content encoding in lower case, if it has one."""
         self.headers: list[tuple[bytes, bytes]] = []
         self.chunks: list[bytes] = []
         self.body_bytes = 0
@@ -184,7 +188,7 @@ class ClientConnection(asyncio.Protocol):
     """A connection to the upstream; serves one exchange at a time and then goes back to its pool."""
 
     __slots__ = (
-        "_header_bytes",
+        "_head_bytes",
         "_parser",
         "_paused",
         "_pool",
@@ -198,7 +202,7 @@ class ClientConnection(asyncio.Protocol):
         self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._header_bytes = 0
+        self._head_bytes = 0
         self._paused = False
         self.exchange: Exchange | None = None
         self.reused = False
@@ -250,8 +254,14 @@ class ClientConnection(asyncio.Protocol):
             # An answer nobody asked for: the connection cannot be trusted.
             self.close()
             return
-        if not exchange.first_byte_s:
-            exchange.first_byte_s = time.perf_counter()
+        if not exchange.status:
+            if not exchange.first_byte_s:
+                exchange.first_byte_s = time.perf_counter()
+                self._head_bytes = 0
+            elif self._head_bytes > _MAX_HEAD_BYTES:
+                self._fail("malformed", "The upstream's headers are too large.", sent=True)
+                return
+            self._head_bytes += len(data)
         exchange.touched = True
         try:
             self._parser.feed_data(data)
@@ -296,17 +306,17 @@ class ClientConnection(asyncio.Protocol):
         if self.exchange is None:
             # A second answer right behind the first; the next exchange must not take it for its own.
             raise TransportFailure("malformed", "The upstream sent an answer that nobody asked for.")
-        self._header_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         exchange = self.exchange
         if exchange is None or exchange.status:
             return  # a trailer is no header (RFC 9110 section 6.5.1)
-        self._header_bytes += len(name) + len(value)
         headers = exchange.headers
-        if len(headers) >= _MAX_HEADERS or self._header_bytes > _MAX_HEADER_BYTES:
-            raise TransportFailure("malformed", "The upstream's headers are too large.", sent=True)
+        if len(headers) >= _MAX_HEADERS:
+            raise TransportFailure("malformed", "The upstream's headers are too many.", sent=True)
         headers.append((name, value))
+        if len(name) == 16 and name.lower() == b"content-encoding":
+            exchange.coding = value.lower()
 
     def on_headers_complete(self) -> None:
         exchange = self.exchange
@@ -492,6 +502,8 @@ class Pool:
     async def _open(self, connect_s: float) -> ClientConnection:
         target = self.target
         deadline_s = time.perf_counter() + connect_s
+        if self._closed:
+            raise _removed()
         if self.open < self.max_connections:
             self.open += 1
         else:
@@ -501,7 +513,7 @@ class Pool:
                 return handed
         if self._closed:
             self._release()
-            raise TransportFailure("closed", "The endpoint was removed from the configuration.")
+            raise _removed()
         connection = ClientConnection(self)
         try:
             async with asyncio.timeout(max(0.0, deadline_s - time.perf_counter())):
@@ -527,8 +539,8 @@ class Pool:
                 raise TransportFailure("tls", f"TLS with the upstream failed: {error}.") from None
             if isinstance(error, OSError):
                 kind: Literal["dns", "refused"] = "dns" if _is_dns(error) else "refused"
-                said = "name cannot be resolved" if kind == "dns" else "cannot be reached"
-                raise TransportFailure(kind, f"The upstream's {said}: {error}.") from None
+                said = "'s name cannot be resolved" if kind == "dns" else " cannot be reached"
+                raise TransportFailure(kind, f"The upstream{said}: {error}.") from None
             raise
         if connection.open:
             self._all.add(connection)
@@ -618,6 +630,10 @@ def stale(exchange: Exchange, reused: bool) -> bool:
     """Whether a failed exchange only met a kept-alive connection that had died while it was idle."""
     failure = exchange.failure
     return reused and failure is not None and failure.kind == "closed" and not exchange.first_byte_s
+
+
+def _removed() -> TransportFailure:
+    return TransportFailure("closed", "The endpoint was removed from the configuration.")
 
 
 def _is_dns(error: OSError) -> bool:
