@@ -190,7 +190,7 @@ class Gateway:
         if not responder.started:
             responder.send(error.status, headers, errors.render(error, dialect, request_id))
         if job is not None:
-            job.ended(error.status)
+            job.ended(error.status, error.code)
         else:
             self.meters.answered(api, "", error.status)
         if error.status >= 500:

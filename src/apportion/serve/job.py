@@ -59,6 +59,7 @@ class Job:
         "decision",
         "done",
         "dropped",
+        "error",
         "first_chunk_s",
         "group",
         "held",
@@ -98,6 +99,8 @@ class Job:
         """What has been tried and settled, in order."""
         self.done: tuple[int, float] | None = None
         """Status and duration in seconds, once the answer has ended."""
+        self.error: str | None = None
+        """Code of the error that the client was told, if it was."""
         self.first_chunk_s: float | None = None
         """From the request sent to the first content of the attempt under way."""
         self.status = "running"
@@ -345,8 +348,9 @@ class Job:
             f"{route.header if route else ''}x-apportion-overhead-ms: {overhead_s * 1e3:.3f}\r\n{said}{extra}"
         ).encode("latin-1")
 
-    def ended(self, status: int) -> None:
-        """The answer has ended with this HTTP status."""
+    def ended(self, status: int, error: str | None = None) -> None:
+        """The answer has ended with this HTTP status; ``error`` is the code of the gateway's own, if it was one."""
+        self.error = error
         self.done = (status, time.perf_counter() - self.started_s)
 
     def record(self) -> Record:

@@ -101,6 +101,11 @@ class Meters:
         self.reloads = registry.counter(
             "apportion_reloads_total", "Configuration reloads, by result.", ("result",)
         )
+        self.spans_lost = registry.counter(
+            "apportion_spans_lost_total",
+            "Trace spans dropped because too many waited (queue) or the collector did not take them (collector).",
+            ("where",),
+        )
         self._requests: dict[tuple[str, str, int], Counter] = {}
         self._attempts: dict[tuple[str, str, str], Counter] = {}
 

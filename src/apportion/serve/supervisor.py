@@ -28,6 +28,7 @@ from apportion.serve.control import run_directory
 from apportion.serve.engines import Engines
 from apportion.serve.http.server import Request, Responder, Server
 from apportion.serve.logs import configure as configure_logs
+from apportion.serve.tracing import require
 from apportion.serve.worker import Address, Worker, frame
 
 logger = logging.getLogger("apportion.supervisor")
@@ -175,6 +176,7 @@ class Supervisor:
     async def start(self) -> Ready:
         """Start everything; returns where it listens."""
         listen = self.config.listen
+        require(self.config.otel)
         self._check_address(listen.host, listen.port)
         self.prices = await asyncio.to_thread(all_prices, self.config)
         await self.engines.follow(self.config)
@@ -318,6 +320,9 @@ def _read(path: Path, before: Config) -> tuple[Config, Prices]:
     if (old.host, old.port, old.workers) != (new.host, new.port, new.workers):
         logger.warning("listen.host, listen.port and listen.workers take effect at the next start only")
     config = override(config, host=old.host, port=old.port, workers=old.workers)
+    if config.otel != before.otel:
+        logger.warning("otel takes effect at the next start only")
+        config = msgspec.structs.replace(config, otel=before.otel)
     return config, all_prices(config)
 
 
@@ -336,7 +341,7 @@ def _changes(before: Config, after: Config) -> list[str]:
                 found.append(f"{word} {name} removed")
             elif old[name] != new[name]:
                 found.append(f"{word} {name} changed")
-    rest = ("http", "prices", "budgets", "pricer", "unknown_price", "records", "log", "otel")
+    rest = ("http", "prices", "budgets", "pricer", "unknown_price", "records", "log")
     found += [f"{name} changed" for name in rest if getattr(before, name) != getattr(after, name)]
     return found
 

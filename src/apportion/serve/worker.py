@@ -28,9 +28,12 @@ from apportion.serve.meters import Meters
 from apportion.serve.probes import Probes
 from apportion.serve.records import Records
 from apportion.serve.runtime import Runtime
+from apportion.serve.tracing import Tracer
 
 logger = logging.getLogger("apportion.worker")
 
+_FLUSH_S: Final = 2.0
+"""How long a stopping worker waits for its last spans to be sent."""
 _SIBLING_TIMEOUTS: Final = Timeouts(1.0, 2.0, 2.0, 5.0)
 
 
@@ -55,6 +58,9 @@ class Worker:
         self.gateway = Gateway(runtime, self._meters, self._records, rng=random.Random())
         self.gateway.ready = self._not_ready
         self.gateway.sibling = self._ask_sibling
+        self._tracer = Tracer.of(config.otel, config.log, self._meters, index)
+        if self._tracer is not None:
+            self.gateway.settlements.on_settled = self._tracer.finished
         self._addresses: dict[str, Address] = {}
         self._server: Server | None = None
         self._control: Server | None = None
@@ -66,8 +72,10 @@ class Worker:
         """Listen; returns the bound address."""
         config = self.gateway.runtime.config
         limits = config.http
+        if self._tracer is not None:
+            await self._tracer.start()
         self._server = Server(
-            self.gateway,
+            self.gateway if self._tracer is None else self._tracer.application(self.gateway),
             ServerLimits(
                 body_bytes=limits.body_bytes,
                 header_bytes=limits.header_bytes,
@@ -124,6 +132,8 @@ class Worker:
         self.gateway.draining = True
         clean = await self._server.drain(timeout_s) if self._server is not None else True
         self.gateway.settlements.flush()
+        if self._tracer is not None:
+            await self._tracer.close(_FLUSH_S)
         if self._control is not None:
             await self._control.drain(0.1)
         self._probes.close()
