@@ -136,6 +136,9 @@ def base_config(upstream: Upstream, ca_file: Path, closed_port: int, deaf_port: 
             endpoints[f"{kind}-{name}"] = endpoint(kind, plain, name, **fields)
             models[f"{kind}-{name}-one"] = model(f"{kind}-{name}")
             models[f"{kind}-{name}-two"] = model(f"{kind}-{name}", f"{kind}-b", retries=two)
+        if kind == "openai":
+            endpoints["openai-chatonly"] = endpoint(kind, plain, "openai-chatonly", apis=["chat"])
+            models["openai-chatonly"] = model("openai-chatonly")
         tls = {"base_url": f"{local}:{upstream.tls_ports['trusted']}/{kind}-tls/v1"}
         endpoints[f"{kind}-tls"] = endpoint(kind, plain, "", **tls, tls={"ca_file": str(ca_file)})
         models[f"{kind}-tls"] = model(f"{kind}-tls")

@@ -22,6 +22,8 @@ from .upstream import Upstream, new_marker
 
 WHOLE = "w0 w1 w2 w3 w4 w5 w6 w7"
 KINDS = pytest.mark.parametrize("kind", ["openai", "anthropic"])
+RESPONDERS = pytest.mark.parametrize("name", ["openai-one", "openai-chatonly", "anthropic-one"])
+"""The Responses API straight through, and translated for endpoints that do not have it."""
 PARAMETERS = {
     "type": "object",
     "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
@@ -247,24 +249,58 @@ class TestOpenAI:
         assert sum(len(d.logprobs.content) for d in deltas if d.logprobs) == 8
         assert "".join(getattr(d.delta, "reasoning_content", None) or "" for d in deltas) == "let me see"
 
-    def test_responses(self, client: openai.OpenAI) -> None:
-        answer = client.responses.create(model="openai-one", input="x")
+    @RESPONDERS
+    def test_responses(self, client: openai.OpenAI, name: str) -> None:
+        answer = client.responses.create(model=name, input="x", instructions="be brief")
         assert answer.output_text == WHOLE
-        kinds = [e.type for e in client.responses.create(model="openai-one", input="x", stream=True)]
+        assert answer.status == "completed"
+        assert answer.usage is not None
+        assert answer.usage.output_tokens == 8
+        events = list(client.responses.create(model=name, input="x", stream=True))
+        kinds = [e.type for e in events]
         assert kinds[0] == "response.created"
         assert kinds[-1] == "response.completed"
-        with client.responses.stream(model="openai-one", input="x") as stream:
+        assert [e.sequence_number for e in events] == sorted(e.sequence_number for e in events)
+        with client.responses.stream(model=name, input="x") as stream:
             for _ in stream:
                 pass
             assert stream.get_final_response().output_text == WHOLE
 
-    def test_responses_tools_and_parse(self, client: openai.OpenAI) -> None:
+    @RESPONDERS
+    def test_responses_tools_there_and_back(self, client: openai.OpenAI, name: str) -> None:
         tools: Any = [{"type": "function", "name": "weather", "parameters": PARAMETERS, "strict": False}]
-        answer = client.responses.create(model="openai-one", input="x", tools=tools)
-        call: Any = answer.output[0]
+        answer = client.responses.create(model=name, input="x", tools=tools)
+        call: Any = next(item for item in answer.output if item.type == "function_call")
         assert json.loads(call.arguments) == ARGUMENTS
-        parsed = client.responses.parse(model="openai-one", input="x", text_format=Trip)
+        with client.responses.stream(model=name, input="x", tools=tools) as stream:
+            for _ in stream:
+                pass
+            streamed: Any = stream.get_final_response().output
+        same = next(item for item in streamed if item.type == "function_call")
+        assert (same.name, json.loads(same.arguments)) == ("weather", ARGUMENTS)
+        history: Any = [
+            {"role": "user", "content": "x"},
+            {
+                "type": "function_call",
+                "call_id": call.call_id,
+                "name": "weather",
+                "arguments": call.arguments,
+            },
+            {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"},
+        ]
+        final = client.responses.create(model=name, input=history, tools=tools)
+        assert final.output_text == WHOLE
+
+    @RESPONDERS
+    def test_responses_parse(self, client: openai.OpenAI, name: str) -> None:
+        parsed = client.responses.parse(model=name, input="x", text_format=Trip)
         assert parsed.output_parsed == Trip(city="Paris", days=3)
+
+    def test_what_an_endpoint_cannot_do_is_said(self, client: openai.OpenAI) -> None:
+        for name in ("anthropic-one", "openai-chatonly"):
+            with pytest.raises(openai.BadRequestError) as refused:
+                client.embeddings.create(model=name, input="x")
+            assert refused.value.code == "unsupported_by_endpoint"
 
     def test_embeddings(self, client: openai.OpenAI) -> None:
         """The client asks for base64 by itself and must get it."""

@@ -121,10 +121,10 @@ class Wire:
     async def closed_by_peer(self, within_s: float = PATIENCE_S) -> bool:
         try:
             return await asyncio.wait_for(self.reader.read(65536), within_s) == b""
-        except OSError:
-            return True
         except TimeoutError:
             return False
+        except OSError:
+            return True
 
     async def _line(self) -> bytes:
         line = await asyncio.wait_for(self.reader.readline(), PATIENCE_S)
