@@ -147,15 +147,23 @@ class Account:
 
     def settle(self, reserved_units: int, actual_units: int, now: float) -> None:
         """Turn a reservation of ``reserved_units`` into a cost of ``actual_units``."""
-        if actual_units < 0:
+        if actual_units < 0 or reserved_units < 0 or reserved_units > self.reserved_units:
             _whole(actual_units)
-        self._take(reserved_units, now)
-        self._level -= actual_units
+            self._refuse(reserved_units)
+        if now >= self._end:
+            self._turn(now)
+        # A bucket is not refilled here: what it gained since counts at the next look, as if the reservation
+        # had been spent when it was made.
+        self.reserved_units -= reserved_units
+        level = self._level + reserved_units
+        if self._rate and level > self._amount:
+            level = self._amount
+        self._level = level - actual_units
         self.spent_units += actual_units
 
     def release(self, reserved_units: int, now: float) -> None:
         """Give a reservation back unspent."""
-        self._take(reserved_units, now)
+        self.settle(reserved_units, 0, now)
 
     @property
     def level_units(self) -> int:
@@ -223,22 +231,14 @@ class Account:
     def __repr__(self) -> str:
         return f"Account({self.budget.name!r}, level={self._level}, reserved={self.reserved_units})"
 
-    def _take(self, reserved_units: int, now: float) -> None:
-        if reserved_units < 0:
-            _whole(reserved_units)
-        if now >= self._end:
-            self._turn(now)
+    def _refuse(self, reserved_units: int) -> None:
+        _whole(reserved_units)
         if reserved_units > self.reserved_units:
             raise AmountError(
                 f"Account {self.budget.name!r} holds {self.reserved_units} units, not {reserved_units}:"
                 " a reservation was settled or released twice.",
                 field="reserved_units",
             )
-        # A bucket is not refilled here: what it gained since counts at the next look, as if the reservation
-        # had been spent when it was made.
-        self.reserved_units -= reserved_units
-        level = self._level + reserved_units
-        self._level = self._amount if self._rate and level > self._amount else level
 
     def _advance(self, now: float) -> None:
         if self._rate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any, ClassVar
 
 from apportion.core.decision import Decision
 from apportion.core.method import Method
@@ -17,6 +18,13 @@ class Policy(Method):
     generator, and changes none of its inputs. That is why one object serves in the proxy, in the
     simulator and in a test.
     """
+
+    learns: ClassVar[bool] = False
+    """Whether `learn` does anything; where it does not, no outcome need be made for it."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.learns = cls.learn is not Policy.learn
 
     @abstractmethod
     def decide(self, state: State) -> Decision:

@@ -331,9 +331,10 @@ async def _whole(run: Run, cap: Cap) -> None:
         usage, finish, chars = read_usage(spoken, body)
     except ValueError:
         raise TransportFailure("malformed", "The upstream's answer is not valid JSON.", sent=True) from None
-    wrong = translation.error_in(body)
-    if wrong is not None:
-        raise TransportFailure("malformed", f"The upstream reported an error: {wrong}", sent=True)
+    if usage is None or finish is None:
+        wrong = translation.error_in(body)
+        if wrong is not None:
+            raise TransportFailure("malformed", f"The upstream reported an error: {wrong}", sent=True)
     if run.translation is not None:
         body = translation.response(run.translation, body)
     if usage is None:
@@ -492,6 +493,9 @@ def _request(run: Run, cap: Cap, *, streamed: bool) -> bytes:
     """The request as it goes to the endpoint, in the endpoint's own dialect."""
     job, route, call, spoken = run.job, run.route, run.job.call, run.spoken
     endpoint = route.endpoint
+    if spoken == call.api and not streamed and cap.output_tokens is None:
+        body = encode_object({**call.fields, "model": route.model_json})
+        return endpoint.request(spoken, body, call.request.headers)
     fields = dict(call.fields)
     if cap.output_tokens is not None:
         _write_cap(fields, call.api, cap.output_tokens, endpoint)
@@ -540,8 +544,8 @@ def _not_ok(exchange: Exchange, spoken: Api) -> UpstreamAnswer | TransportFailur
 def _decoded(exchange: Exchange) -> bytes:
     """The body of an answer, inflated if the upstream compressed it although it was not asked to."""
     body = exchange.body()
-    coding = (exchange.header(b"content-encoding") or b"identity").lower()
-    if coding == b"identity" or not body:
+    coding = exchange.coding
+    if coding is None or coding == b"identity" or not body:
         return body
     if coding not in (b"gzip", b"x-gzip", b"deflate"):
         raise TransportFailure(

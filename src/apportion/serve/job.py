@@ -9,7 +9,6 @@ from typing import Final
 import msgspec
 
 from apportion.core.budget import Account
-from apportion.core.cost import Cost
 from apportion.core.decision import Decision
 from apportion.core.option import Option
 from apportion.core.outcome import Status
@@ -195,24 +194,7 @@ class Job:
         worth = config.worth_usd
         if worth is not None and call.constraints.effort is not None:
             worth *= call.constraints.effort
-        found = []
-        for route in routes:
-            amounts: dict[str, float] = {"tokens": tokens_in + tokens_out, "requests": 1.0}
-            if route.price is not None:
-                amounts["usd"] = route.usd_request + route.usd_in * tokens_in + route.usd_out * tokens_out
-            if route.mean_server_s is not None:
-                amounts["server_seconds"] = route.mean_server_s
-            if route.ttft_s is not None:
-                speed = route.output_tokens_per_s
-                amounts["seconds"] = seconds = route.ttft_s + (tokens_out / speed if speed else 0.0)
-                amounts.setdefault("server_seconds", seconds)
-            if route.machine is not None and "server_seconds" in amounts:
-                amounts["usd"] = route.machine.hour * 1e-12 / 3600 * amounts["server_seconds"]
-            value = 0.0 if worth is None else worth * (1.0 if route.quality is None else route.quality)
-            found.append(
-                Option(route.action, value, Cost.of(amounts), load=route.endpoint.load, weight=route.weight)
-            )
-        return found
+        return [route.option(tokens_in, tokens_out, worth) for route in routes]
 
     def decide(self, routes: list[Route]) -> Route:
         """Ask the group's policy. Raises ``ConstraintError`` when it chooses none of them."""
@@ -343,8 +325,10 @@ class Job:
         if self.dropped:
             said += f"x-apportion-dropped: {', '.join(self.dropped)}\r\n"
         id = self.request_id
+        if self.call.dialect == "anthropic":
+            extra += f"request-id: {id}\r\n"
         return (
-            f"x-request-id: {id}\r\nrequest-id: {id}\r\nx-apportion-decision-id: {self.id}\r\n"
+            f"x-request-id: {id}\r\nx-apportion-decision-id: {self.id}\r\n"
             f"{route.header if route else ''}x-apportion-overhead-ms: {overhead_s * 1e3:.3f}\r\n{said}{extra}"
         ).encode("latin-1")
 

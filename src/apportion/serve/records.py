@@ -9,125 +9,57 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
+import msgspec
+
+from apportion.core.cost import Cost
 from apportion.core.decision import Decision
 from apportion.core.outcome import Status
 from apportion.measure.usage import Usage
 from apportion.serve.call import Constraints
 
 
-class Attempt:
+class Attempt(msgspec.Struct, gc=False, array_like=True):
     """One try at one endpoint and what came of it.
 
     ``units`` are pico-dollars, None when unknown; ``usage`` is None where nothing was produced; ``started_s`` and
-    ``ended_s`` are ``perf_counter`` times.
+    ``ended_s`` are ``perf_counter`` times; ``first_chunk_s`` is from the request sent to the first content of a
+    stream; ``settled`` says whether it is in the books.
     """
 
-    __slots__ = (
-        "censored",
-        "decision",
-        "ended_s",
-        "endpoint",
-        "failure",
-        "finish",
-        "first_chunk_s",
-        "http_status",
-        "model",
-        "server_s",
-        "settled",
-        "started_s",
-        "status",
-        "units",
-        "usage",
-    )
-
-    def __init__(
-        self,
-        decision: Decision,
-        endpoint: str,
-        model: str,
-        status: Status,
-        usage: Usage | None,
-        units: int | None,
-        server_s: float,
-        started_s: float,
-        ended_s: float,
-        first_chunk_s: float | None,
-        finish: str | None,
-        failure: str | None,
-        http_status: int,
-        censored: bool,
-    ) -> None:
-        self.decision = decision
-        self.endpoint = endpoint
-        self.model = model
-        """What the endpoint was asked for."""
-        self.status: Status = status
-        self.usage = usage
-        self.units = units
-        self.server_s = server_s
-        self.started_s = started_s
-        self.ended_s = ended_s
-        self.first_chunk_s = first_chunk_s
-        """From the request sent to the first content of a stream."""
-        self.finish = finish
-        self.failure = failure
-        self.http_status = http_status
-        self.censored = censored
-        self.settled = False
-        """Whether it is in the books."""
+    decision: Decision
+    endpoint: str
+    model: str
+    status: Status
+    usage: Usage | None
+    units: int | None
+    server_s: float
+    started_s: float
+    ended_s: float
+    first_chunk_s: float | None
+    finish: str | None
+    failure: str | None
+    http_status: int
+    censored: bool
+    settled: bool = False
 
 
-class Record:
-    """One request and its attempts. ``key_tags`` are the operator's, ``tags`` the client's."""
+class Record(msgspec.Struct, gc=False, array_like=True):
+    """One request and its attempts. ``key_tags`` are the operator's, those in ``constraints`` the client's."""
 
-    __slots__ = (
-        "api",
-        "attempts",
-        "constraints",
-        "created_s",
-        "duration_s",
-        "id",
-        "key",
-        "key_tags",
-        "model",
-        "overhead_s",
-        "request_id",
-        "status",
-        "stream",
-        "upstream_model",
-    )
-
-    def __init__(
-        self,
-        id: str,
-        request_id: str,
-        created_s: float,
-        key: str,
-        key_tags: dict[str, str],
-        api: str,
-        model: str,
-        stream: bool,
-        constraints: Constraints,
-        attempts: list[Attempt],
-        upstream_model: str | None,
-        status: str,
-        duration_s: float | None,
-        overhead_s: float | None,
-    ) -> None:
-        self.id = id
-        self.request_id = request_id
-        self.created_s = created_s
-        self.key = key
-        self.key_tags = key_tags
-        self.api = api
-        self.model = model
-        self.stream = stream
-        self.constraints = constraints
-        self.attempts = attempts
-        self.upstream_model = upstream_model
-        self.status = status
-        self.duration_s = duration_s
-        self.overhead_s = overhead_s
+    id: str
+    request_id: str
+    created_s: float
+    key: str
+    key_tags: dict[str, str]
+    api: str
+    model: str
+    stream: bool
+    constraints: Constraints
+    attempts: list[Attempt]
+    upstream_model: str | None
+    status: str
+    duration_s: float | None
+    overhead_s: float | None
 
 
 def cost(attempts: list[Attempt]) -> tuple[int | None, str]:
@@ -143,14 +75,30 @@ def cost(attempts: list[Attempt]) -> tuple[int | None, str]:
     return (total if attempts else None), mark
 
 
+def _plain(value: object) -> object:
+    if isinstance(value, Cost):
+        return dict(value)
+    raise TypeError(f"a record cannot hold {type(value)}")
+
+
+def _built(kind: type, value: Any) -> object:
+    if kind is Cost:
+        return Cost.of(value)
+    raise TypeError(f"a record cannot hold {kind}")
+
+
+_encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
+_decode = msgspec.msgpack.Decoder(Record, dec_hook=_built).decode
+
+
 class Records:
-    """The latest ``capacity`` records of one worker."""
+    """The latest ``capacity`` records of one worker, packed: a few hundred bytes each, nothing for the collector."""
 
     __slots__ = ("_capacity", "_count", "_prefix", "_ring", "worker")
 
     def __init__(self, capacity: int, worker: int) -> None:
         self._capacity = max(1, capacity)
-        self._ring: list[Record | None] = [None] * self._capacity
+        self._ring: list[bytes] = [b""] * self._capacity
         self._count = 0
         self.worker = worker
         self._prefix = f"{worker:02x}{secrets.token_hex(4)}"
@@ -162,15 +110,18 @@ class Records:
 
     def keep(self, record: Record) -> None:
         """Remember a record under its id."""
-        self._ring[int(record.id[-8:], 16) % self._capacity] = record
+        self._ring[int(record.id[-8:], 16) % self._capacity] = _encode(record)
 
     def find(self, id: str) -> Record | None:
         """The record of a decision id, if it is still kept here."""
         try:
-            record = self._ring[int(id[-8:], 16) % self._capacity]
+            packed = self._ring[int(id[-8:], 16) % self._capacity]
         except ValueError:
             return None
-        return record if record is not None and record.id == id else None
+        if not packed:
+            return None
+        record = _decode(packed)
+        return record if record.id == id else None
 
 
 def owner(id: str) -> int | None:

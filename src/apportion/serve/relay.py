@@ -135,8 +135,7 @@ class Relay(Exchange):
     def on_head(self) -> None:
         if self.status != 200:
             return
-        coding = (self.header(b"content-encoding") or b"").lower()
-        if coding in (b"gzip", b"x-gzip", b"deflate"):
+        if self.coding in (b"gzip", b"x-gzip", b"deflate"):
             self._inflate = zlib.decompressobj(32 + zlib.MAX_WBITS)
         kind = self.header(b"content-type")
         if kind is not None and b"text/event-stream" not in kind.lower():

@@ -16,6 +16,8 @@ from typing import Final
 from msgspec import Raw
 
 from apportion.core import catalogue
+from apportion.core.cost import Cost
+from apportion.core.option import Option
 from apportion.core.policy import Policy
 from apportion.measure.price import MachinePrice, TokenPrice
 from apportion.serve import errors
@@ -100,6 +102,36 @@ class Route:
         except KeyError:
             spoken = self._spoken[api] = self.endpoint.spoken_for(api)
             return spoken
+
+    def option(self, tokens_in: float, tokens_out: float, worth_usd: float | None) -> Option:
+        """The route as an option: value of a right answer times quality, and predictions of what it costs.
+
+        The dollars are those of its table, or of the machine's time; the time is what the configuration says,
+        else the smoothed measurement.
+        """
+        server_s = self.mean_server_s
+        ttft_s = self.ttft_s
+        if self.price is not None and ttft_s is None:
+            usd = self.usd_request + self.usd_in * tokens_in + self.usd_out * tokens_out
+            if server_s is None:
+                amounts = {"tokens": tokens_in + tokens_out, "usd": usd}
+            else:
+                amounts = {"tokens": tokens_in + tokens_out, "usd": usd, "server_seconds": server_s}
+        else:
+            amounts = {"tokens": tokens_in + tokens_out}
+            if ttft_s is not None:
+                speed = self.output_tokens_per_s
+                amounts["seconds"] = seconds = ttft_s + (tokens_out / speed if speed else 0.0)
+                server_s = seconds if server_s is None else server_s
+            if server_s is not None:
+                amounts["server_seconds"] = server_s
+            if self.price is not None:
+                amounts["usd"] = self.usd_request + self.usd_in * tokens_in + self.usd_out * tokens_out
+            elif self.machine is not None and server_s is not None:
+                amounts["usd"] = self.machine.hour * 1e-12 / 3600 * server_s
+        quality = self.quality
+        value = 0.0 if worth_usd is None else worth_usd if quality is None else worth_usd * quality
+        return Option(self.action, value, Cost.of(amounts), load=self.endpoint.load, weight=self.weight)
 
     def measured(self, server_s: float) -> None:
         """Take in the server-seconds of an answer."""

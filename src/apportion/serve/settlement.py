@@ -92,23 +92,26 @@ class Settlements:
             job.held = None
             charged = held[2] if units is None else units
             books.settle(job.accounts, held, (1, tokens, charged, SERVER_SECONDS.to_units(server_s), 0), now)
-        known: dict[str, float] = {
-            "tokens": float(tokens),
-            "server_seconds": server_s,
-            "seconds": duration_s,
-            "requests": 1.0,
-        }
-        usd = None
-        if units is not None:
-            known["usd"] = usd = units * 1e-12
+        usd = None if units is None else units * 1e-12
         group = job.group
         worth = group.config.worth_usd
         # What it was predicted to be worth, whatever became of it: a failure must not make money look worthless.
         value = 0.0 if worth is None else worth * (1.0 if route.quality is None else route.quality)
         job.sheet.spent(usd, tokens, server_s, value, now)
-        group.policy.learn(
-            Outcome(job.id, attempt.status, route.action, Cost.of(known), None, duration_s, attempt.censored)
-        )
+        policy = group.policy
+        if policy.learns:
+            known: dict[str, float] = {
+                "tokens": float(tokens),
+                "server_seconds": server_s,
+                "seconds": duration_s,
+                "requests": 1.0,
+            }
+            if usd is not None:
+                known["usd"] = usd
+            cost = Cost.of(known)
+            policy.learn(
+                Outcome(job.id, attempt.status, route.action, cost, None, duration_s, attempt.censored)
+            )
         route.meters.book(tokens_in, tokens_out, usd, server_s)
         failure = attempt.failure
         self._meters.attempted(group.name, attempt.endpoint, "ok" if failure is None else failure)

@@ -105,6 +105,6 @@ def error_in(content: bytes) -> str | None:
 
 def count_tokens(content: bytes) -> int:
     """Input tokens of a messages request, estimated from its text."""
-    from apportion.measure.tokens import estimate_tokens
+    from apportion.measure.tokens import estimate_request_tokens
 
-    return max(1, estimate_tokens(content.decode("utf-8", "replace")))
+    return max(1, estimate_request_tokens(loads(content)))

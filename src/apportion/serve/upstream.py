@@ -43,6 +43,8 @@ _ANTHROPIC_VERSION: Final = b"2023-06-01"
 FORWARDED: Final = (b"anthropic-beta", b"openai-beta", b"idempotency-key", b"traceparent", b"tracestate")
 """Client headers that go upstream. All others stay here, above all the client's own key and host names."""
 
+_FORWARDED: Final = frozenset(FORWARDED)
+
 SPOKEN_FOR: Final[dict[Api, tuple[Api, ...]]] = {
     "chat": ("chat", "messages"),
     "messages": ("messages", "chat"),
@@ -147,9 +149,10 @@ class Endpoint:
     def request(self, api: Api, body: bytes, headers: dict[bytes, bytes]) -> bytes:
         """The bytes of a request for ``api``; of the client's ``headers`` only ``FORWARDED`` go along."""
         extra = b""
-        for name in FORWARDED:
-            if name in headers:
-                extra += b"\r\n%b: %b" % (name, headers[name])
+        if not _FORWARDED.isdisjoint(headers):
+            for name in FORWARDED:
+                if name in headers:
+                    extra += b"\r\n%b: %b" % (name, headers[name])
         return b"%b%d%b\r\n\r\n%b" % (self._heads[api], len(body), extra, body)
 
     def get(self, path: str) -> bytes:

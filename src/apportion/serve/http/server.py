@@ -183,6 +183,15 @@ class Responder:
         return b"connection: close\r\n\r\n"
 
 
+class _Nowhere(dict[bytes, bytes]):
+    """Takes trailers and keeps none: they must not pass for headers (RFC 9110 section 6.5.1)."""
+
+    def __setitem__(self, name: bytes, value: bytes) -> None:
+        pass
+
+
+_NO_TRAILERS: Final = _Nowhere()
+
 Application = Callable[[Request, Responder], Coroutine[Any, Any, None]]
 
 
@@ -232,6 +241,12 @@ class Connection(asyncio.Protocol):
         self._request: Request | None = None
         self._deadline_s = 0.0
 
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being answered, received or waiting."""
+        receiving = self._in_head or self._request is not None
+        return self.task is None and not receiving and not self._queue
+
     # transport callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -270,16 +285,16 @@ class Connection(asyncio.Protocol):
         )
         if self.responder is not None and self.responder.on_drain is not None:
             self.responder.on_drain()
+        if self.task is None and self._queue:
+            self._begin(self._queue.popleft())
 
     def data_received(self, data: bytes) -> None:
         if self._discarding:
             return
-        if self.task is None and not self._in_head and self._request is None:
-            self._deadline_s = self.server.now_s + self.server.limits.header_timeout_s
-        if self._in_head or self._request is None:
-            # What precedes the end of the headers is counted roughly, by arrival; exact enough to bound memory.
+        if self._in_head:
+            # Counted by packets, the first one not: exact enough to bound memory.
             self._head_bytes += len(data)
-            if self._head_bytes > self.server.limits.header_bytes and self._in_head:
+            if self._head_bytes > self.server.limits.header_bytes:
                 self._refuse_size("headers")
                 return
         try:
@@ -307,6 +322,8 @@ class Connection(asyncio.Protocol):
         self._header_count = 0
         self._target = b""
         self._headers = {}
+        if self.task is None and not self.write_paused:
+            self._deadline_s = self.server.now_s + self.server.limits.header_timeout_s
 
     def on_url(self, url: bytes) -> None:
         self._target += url
@@ -316,6 +333,10 @@ class Connection(asyncio.Protocol):
         name = name.lower()
         headers = self._headers
         if name in headers:
+            if name == b"host":
+                raise errors.InvalidRequestError(
+                    "There are several Host headers.", field="host", fix="Send exactly one."
+                )
             headers[name] = headers[name] + b", " + value
         else:
             headers[name] = value
@@ -324,16 +345,20 @@ class Connection(asyncio.Protocol):
         self._in_head = False
         limits = self.server.limits
         headers = self._headers
+        self._headers = _NO_TRAILERS
         if self._header_count > limits.header_count:
             raise errors.HeadersTooLargeError(
                 f"The request has {self._header_count} headers.", fix=f"Send at most {limits.header_count}."
             )
         parser = self._parser
         version = parser.get_http_version()
-        if version == "1.1" and b"host" not in headers:
-            raise errors.InvalidRequestError(
-                "The Host header is missing.", field="host", fix="Send exactly one."
-            )
+        if version == "1.1":
+            if b"host" not in headers:
+                raise errors.InvalidRequestError(
+                    "The Host header is missing.", field="host", fix="Send exactly one."
+                )
+        elif version != "1.0" or b"transfer-encoding" in headers:
+            raise errors.InvalidRequestError(f"HTTP/{version} is not spoken so.", fix="Use HTTP/1.1.")
         target = self._target
         if not target.startswith(b"/") and target != b"*":
             target = _origin_form(target)
@@ -346,12 +371,12 @@ class Connection(asyncio.Protocol):
         if length is not None or b"transfer-encoding" in headers:
             self._body_bytes = 0
             expected = int(length) if length is not None else limits.body_bytes
-            if self.task is None:
+            if self.task is None and not self.write_paused:
                 self._deadline_s = (
                     self.server.now_s + limits.body_timeout_s + expected / _BODY_RATE_BYTES_PER_S
                 )
-            if headers.get(b"expect", b"").lower() == b"100-continue" and self.transport is not None:
-                self.transport.write(_CONTINUE)
+            if b"expect" in headers and self.task is None and not self._queue:
+                self._continue(request)
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -370,10 +395,16 @@ class Connection(asyncio.Protocol):
             self._body = []
         self._body_bytes = 0
         request.received_s = time.perf_counter()
-        if self.task is None:
+        if self.task is None and not self.write_paused:
             self._begin(request)
         else:
             self._queue.append(request)
+
+    def _continue(self, request: Request) -> None:
+        """Ask for the body of a request that waits to be asked; never in the middle of another's answer."""
+        waits = request.headers.get(b"expect", b"").lower() == b"100-continue"
+        if waits and request.version == "1.1" and self.transport is not None:
+            self.transport.write(_CONTINUE)
 
     # one request at a time
 
@@ -387,13 +418,15 @@ class Connection(asyncio.Protocol):
             await self.server.application(request, responder)
         except Exception:
             logger.exception("fault while answering a request")
-        if responder is self.responder and self.transport is not None:
-            if responder.started:
-                responder.abort()
-            else:
-                fault = errors.InternalError("The gateway failed while answering.")
-                self.transport.write(_plain_error(fault, self.server.date))
-                self.transport.close()
+        finally:
+            if responder is self.responder and self.transport is not None:
+                # It ended without an answer, which leaves nothing to wait for.
+                if responder.started:
+                    responder.abort()
+                else:
+                    fault = errors.InternalError("The gateway failed while answering.")
+                    self.transport.write(_plain_error(fault, self.server.date))
+                    self.transport.close()
 
     def answered(self, keep_alive: bool) -> None:
         """The answer to the current request is complete: go on to the next, or close."""
@@ -404,12 +437,17 @@ class Connection(asyncio.Protocol):
         if transport is None:
             return
         if not keep_alive or self.server.draining:
+            self._queue.clear()
             transport.close()
             return
-        if self._queue:
+        if self.write_paused:
+            pass  # the next waits until this one's answer has been read
+        elif self._queue:
             self._begin(self._queue.popleft())
-        elif not self.write_paused:
+        else:
             self._deadline_s = self.server.now_s + self.server.limits.idle_timeout_s
+            if self._request is not None:
+                self._continue(self._request)
         if self._reading_paused and len(self._queue) < _PIPELINE // 2:
             self._reading_paused = False
             transport.resume_reading()
@@ -449,11 +487,13 @@ class Connection(asyncio.Protocol):
         transport = self.transport
         if transport is None:
             return
-        if self.task is not None:
+        if self.task is not None or self._queue:
             # An earlier request of the same connection is being answered; its answer must stay whole.
             self._queue.clear()
             if self.responder is not None:
                 self.responder._keep_alive = False
+            else:
+                transport.close()
             return
         transport.write(_plain_error(error, self.server.date))
         if transport.can_write_eof():
@@ -497,7 +537,7 @@ class Server:
         for server in self._servers:
             server.close()
         for connection in list(self.connections):
-            if connection.task is None and connection.transport is not None:
+            if connection.idle and connection.transport is not None:
                 connection.transport.close()
 
     async def drain(self, timeout_s: float) -> bool:
