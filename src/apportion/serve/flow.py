@@ -19,10 +19,10 @@ from apportion.core.outcome import Status
 from apportion.measure.usage import Usage
 from apportion.serve import errors, translation
 from apportion.serve.assemble import Assembler, assembler
-from apportion.serve.call import CAP_FIELDS, STREAMED, Api, encode_object
+from apportion.serve.call import CAP_FIELDS, NO_CONSTRAINTS, STREAMED, Api, encode_object
 from apportion.serve.http.client import Exchange, Pool, Timeouts, TransportFailure, stale
 from apportion.serve.http.server import Responder
-from apportion.serve.job import Cap, Job, limits_headers
+from apportion.serve.job import NO_CAP, Cap, Job, limits_headers
 from apportion.serve.records import usd
 from apportion.serve.relay import Relay
 from apportion.serve.runtime import Route
@@ -64,14 +64,6 @@ class UpstreamAnswer(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Deadline(Exception):
-    """The request's deadline (``time``) or its money was over before there was any content."""
-
-    def __init__(self, time: bool) -> None:
-        super().__init__()
-        self.time = time
-
-
 async def answer(job: Job, rng: random.Random, settlements: Settlements) -> None:
     """Answer ``job``. Raises ``GatewayError`` if nothing has been sent; everything else is dealt with here."""
     call = job.call
@@ -92,43 +84,50 @@ async def answer(job: Job, rng: random.Random, settlements: Settlements) -> None
         if not routes:
             raise _exhausted(job, failed) if failed is not None else _impossible(job)
         route = job.decide(routes)
-        cap = caps[routes.index(route)]
+        cap = NO_CAP if caps is None else caps[routes.index(route)]
         job.tries += 1
         job.reserve(route, cap)
+        run = Run(job, route, cap, until_s, settlements)
         try:
-            await _attempt(job, route, cap, until_s, settlements)
+            if call.stream or (run.cut_s and call.api_generates):
+                # An answer that may have to be cut is streamed from the upstream even if the client wants it whole.
+                await _streamed(run, cap)
+            else:
+                await _whole(run, cap)
             return
         except (UpstreamAnswer, TransportFailure) as failure:
+            run.failed(failure)
+            if isinstance(failure, TransportFailure) and failure.phase == "deadline":
+                name = "deadline_s" if run.deadline_cut else "max_usd"
+                raise errors.DeadlineError(
+                    f"The request's '{name}' was used up before anything was produced.",
+                    field=f"apportion.{name}",
+                ) from None
             failed = failure
             repeatable = not isinstance(failure, UpstreamAnswer) or failure.status in _RETRIED
             if not repeatable or job.tries >= retries.attempts:
                 raise _exhausted(job, failed) from None
             tried.append(route)
-        except Deadline as over:
-            name = "deadline_s" if over.time else "max_usd"
-            raise errors.DeadlineError(
-                f"The request's '{name}' was used up before anything was produced.", field=f"apportion.{name}"
-            ) from None
         finally:
-            if job.status == "running":
-                job.give_back()
+            run.end()
 
 
-def _feasible(job: Job, tried: list[Route]) -> tuple[list[Route], list[Cap]]:
-    """The routes that may be asked now, each with what it may produce under the limits."""
+def _feasible(job: Job, tried: list[Route]) -> tuple[list[Route], list[Cap] | None]:
+    """The routes that may be asked now, and what each may produce under the dollar limits (None: no limits)."""
     now_s = time.perf_counter()
-    api = job.call.api
-    joules = job.call.constraints.max_joules is not None
-    routes: list[Route] = []
-    caps: list[Cap] = []
-    for route in job.group.routes:
-        if route in tried or not route.endpoint.available(now_s) or route.spoken_for(api) is None or joules:
-            continue
-        cap = job.cap(route)
-        if cap is not None:
-            routes.append(route)
-            caps.append(cap)
-    return routes, caps
+    call = job.call
+    api, constraints = call.api, call.constraints
+    routes = [
+        route
+        for route in job.group.routes
+        if route.endpoint.available(now_s) and route.spoken_for(api) is not None and route not in tried
+    ]
+    if constraints is NO_CONSTRAINTS and not job.runtime.books.caps_usd:
+        return routes, None
+    if constraints.max_joules is not None:
+        return [], None
+    within = [(route, cap) for route in routes if (cap := job.cap(route)) is not None]
+    return [route for route, _ in within], [cap for _, cap in within]
 
 
 async def _pause(
@@ -280,25 +279,7 @@ class Run:
         if self._open:
             self.route.endpoint.circuit.cancelled()
             self.server_s(time.perf_counter())
-
-
-async def _attempt(job: Job, route: Route, cap: Cap, until_s: float, settlements: Settlements) -> None:
-    """One try at one endpoint, to the end of the answer. Raises if nothing was sent to the client."""
-    call = job.call
-    run = Run(job, route, cap, until_s, settlements)
-    try:
-        if call.stream or (run.cut_s and call.api_generates):
-            # An answer that may have to be cut is streamed from the upstream even if the client wants it whole.
-            await _streamed(run, cap)
-        else:
-            await _whole(run, cap)
-    except (UpstreamAnswer, TransportFailure) as failure:
-        run.failed(failure)
-        if isinstance(failure, TransportFailure) and failure.phase == "deadline":
-            raise Deadline(run.deadline_cut) from None
-        raise
-    finally:
-        run.end()
+            self.job.give_back()
 
 
 async def _whole(run: Run, cap: Cap) -> None:
@@ -310,19 +291,18 @@ async def _whole(run: Run, cap: Cap) -> None:
     try:
         pool = run.pool()
         reused = await pool.send(exchange, request)
-        try:
-            await exchange.answered()
-        except TransportFailure:
-            if not stale(exchange, reused):
-                raise
+        await exchange.done
+        if exchange.failure is not None and stale(exchange, reused):
             exchange = Exchange(loop, run.timeouts)
             await pool.send(exchange, request, fresh=True)
-            await exchange.answered()
+            await exchange.done
     except asyncio.CancelledError:
         exchange.abort()
         if exchange.sent_s:
             run.abandoned(job.estimate(0, 0, None))
         raise
+    if exchange.failure is not None:
+        raise exchange.failure
     done_s = time.perf_counter()
     if exchange.status != 200:
         raise _not_ok(exchange, spoken)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 import msgspec
@@ -42,8 +42,8 @@ class Gateway:
         self.runtime = runtime
         self.meters = meters
         self.records = records
-        self.settlements = Settlements(meters, records)
         self.running: dict[str, Job] = {}
+        self.settlements = Settlements(meters, records, self.running)
         self.draining = False
         self.ready: Callable[[], str | None] = lambda: None
         """What keeps the worker from being ready, or None."""
@@ -63,22 +63,12 @@ class Gateway:
             "/models": self._models,
         }
 
-    async def __call__(self, request: Request, responder: Responder) -> None:
+    def __call__(self, request: Request, responder: Responder) -> Coroutine[Any, Any, None]:
         """Answer one request."""
         api = self._apis.get(request.path)
         if api is not None and request.method == "POST":
-            await self._call(request, responder, api)
-            return
-        number = "req_" + self.records.number()
-        dialect = "anthropic" if b"anthropic-version" in request.headers else "openai"
-        try:
-            if api is not None:
-                raise errors.MethodNotAllowedError(
-                    f"{request.path} is not answered to {request.method}.", field="method", fix="Use POST."
-                )
-            await self._get(request, responder, number)
-        except errors.GatewayError as error:
-            self._refuse(responder, error, dialect, number)
+            return self._call(request, responder, api)
+        return self._other(request, responder, api)
 
     # calls of a model
 
@@ -87,25 +77,12 @@ class Gateway:
         meters = self.meters
         job: Job | None = None
         runtime = self.runtime
-        key: Key | None = None
-        meters.in_flight.add(1.0)
         try:
             key = runtime.authenticate(request.headers)
             call = parse(request, api)
             group = runtime.group(call.model, key)
-            parallel = runtime.parallel
-            running = parallel.get(key.name, 0)
-            limit = key.limits.parallel
-            if limit is not None and running >= max(1, limit // runtime.workers):
-                key = None
-                raise errors.RateLimitedError(
-                    f"This gateway's limit 'parallel' allows {limit} requests at once for this key.",
-                    field="parallel",
-                    fix="Wait for an answer.",
-                    retry_after_s=1.0,
-                    details={"budget": "parallel", "limit": limit},
-                )
-            parallel[key.name] = running + 1
+            if key.limits.parallel is not None:
+                _take_place(runtime, key, key.limits.parallel)
             job = Job(runtime, call, key, group, responder, number)
             self.running[job.id] = job
             if api == "count_tokens" and not any(r.spoken_for(api) for r in group.routes):
@@ -131,15 +108,11 @@ class Gateway:
                 fault = errors.InternalError("The gateway failed while answering; see its log.")
                 self._refuse(responder, fault, DIALECTS[api], "req_" + number, job, api)
         finally:
-            meters.in_flight.add(-1.0)
             if job is not None:
                 del self.running[job.id]
                 self.settlements.add(job)
-                left = runtime.parallel[job.key.name] - 1
-                if left:
-                    runtime.parallel[job.key.name] = left
-                else:
-                    del runtime.parallel[job.key.name]
+                if job.key.limits.parallel is not None:
+                    runtime.parallel[job.key.name] -= 1
 
     def _count_tokens(self, job: Job) -> None:
         """Counted here where no endpoint of the model can; marked as an estimate."""
@@ -198,6 +171,20 @@ class Gateway:
             logger.debug("%s: %s: %s", request_id, error.code, error)
 
     # everything else
+
+    async def _other(self, request: Request, responder: Responder, api: Api | None) -> None:
+        number = "req_" + self.records.number()
+        dialect = "anthropic" if b"anthropic-version" in request.headers else "openai"
+        try:
+            if api is not None:
+                raise errors.MethodNotAllowedError(
+                    f"{request.path} is not answered to {request.method[:20]}.",
+                    field="method",
+                    fix="Use POST.",
+                )
+            await self._get(request, responder, number)
+        except errors.GatewayError as error:
+            self._refuse(responder, error, dialect, number)
 
     async def _get(self, request: Request, responder: Responder, number: str) -> None:
         path = request.path
@@ -317,6 +304,20 @@ class Gateway:
             return None
         body = await self.sibling(worker, f"/decisions/{id}")
         return None if body is None else msgspec.json.decode(body, type=dict[str, Any])
+
+
+def _take_place(runtime: Runtime, key: Key, limit: int) -> None:
+    """Count one more request of ``key`` as under way, unless its share of ``limit`` is used up."""
+    running = runtime.parallel.get(key.name, 0)
+    if running >= max(1, limit // runtime.workers):
+        raise errors.RateLimitedError(
+            f"This gateway's limit 'parallel' allows {limit} requests at once for this key.",
+            field="parallel",
+            fix="Wait for an answer.",
+            retry_after_s=1.0,
+            details={"budget": "parallel", "limit": limit},
+        )
+    runtime.parallel[key.name] = running + 1
 
 
 def _send(responder: Responder, number: str, value: object, status: int = 200) -> None:

@@ -45,7 +45,7 @@ class Cap:
         """The most the answer can cost, in pico-dollars; None where that is not bounded."""
 
 
-_NO_CAP: Final = Cap(None, None, None)
+NO_CAP: Final = Cap(None, None, None)
 
 
 class Job:
@@ -119,16 +119,16 @@ class Job:
         call = self.call
         limit = call.constraints.max_usd
         if limit is None and not self.runtime.books.caps_usd:
-            return _NO_CAP
+            return NO_CAP
         accounts = self.runtime.books.accounts(self.key.name, self.group.name, route.endpoint.name)
         left = books.usd_left_units(accounts, self.now)
         if left is None and limit is None:
-            return _NO_CAP
+            return NO_CAP
         units = left if left is not None else int(limit * _PICO) if limit is not None else 0
         if limit is not None:
             units = min(units, int(limit * _PICO))
         if route.machine is not None:
-            return Cap(None, units * 3600 / route.machine.hour, units) if route.machine.hour else _NO_CAP
+            return Cap(None, units * 3600 / route.machine.hour, units) if route.machine.hour else NO_CAP
         if route.price is None:
             return None
         tokens_in = most_input_tokens(call.request.body)

@@ -11,14 +11,13 @@ from typing import Any
 
 import msgspec
 
-from apportion.core.cost import Cost
 from apportion.core.decision import Decision
 from apportion.core.outcome import Status
 from apportion.measure.usage import Usage
 from apportion.serve.call import Constraints
 
 
-class Attempt(msgspec.Struct, gc=False, array_like=True):
+class Attempt(msgspec.Struct, gc=False):
     """One try at one endpoint and what came of it.
 
     ``units`` are pico-dollars, None when unknown; ``usage`` is None where nothing was produced; ``started_s`` and
@@ -43,7 +42,7 @@ class Attempt(msgspec.Struct, gc=False, array_like=True):
     settled: bool = False
 
 
-class Record(msgspec.Struct, gc=False, array_like=True):
+class Record(msgspec.Struct, gc=False):
     """One request and its attempts. ``key_tags`` are the operator's, those in ``constraints`` the client's."""
 
     id: str
@@ -75,30 +74,14 @@ def cost(attempts: list[Attempt]) -> tuple[int | None, str]:
     return (total if attempts else None), mark
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, Cost):
-        return dict(value)
-    raise TypeError(f"a record cannot hold {type(value)}")
-
-
-def _built(kind: type, value: Any) -> object:
-    if kind is Cost:
-        return Cost.of(value)
-    raise TypeError(f"a record cannot hold {kind}")
-
-
-_encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
-_decode = msgspec.msgpack.Decoder(Record, dec_hook=_built).decode
-
-
 class Records:
-    """The latest ``capacity`` records of one worker, packed: a few hundred bytes each, nothing for the collector."""
+    """The latest ``capacity`` records of one worker."""
 
     __slots__ = ("_capacity", "_count", "_prefix", "_ring", "worker")
 
     def __init__(self, capacity: int, worker: int) -> None:
         self._capacity = max(1, capacity)
-        self._ring: list[bytes] = [b""] * self._capacity
+        self._ring: list[Record | None] = [None] * self._capacity
         self._count = 0
         self.worker = worker
         self._prefix = f"{worker:02x}{secrets.token_hex(4)}"
@@ -110,18 +93,15 @@ class Records:
 
     def keep(self, record: Record) -> None:
         """Remember a record under its id."""
-        self._ring[int(record.id[-8:], 16) % self._capacity] = _encode(record)
+        self._ring[int(record.id[-8:], 16) % self._capacity] = record
 
     def find(self, id: str) -> Record | None:
         """The record of a decision id, if it is still kept here."""
         try:
-            packed = self._ring[int(id[-8:], 16) % self._capacity]
+            record = self._ring[int(id[-8:], 16) % self._capacity]
         except ValueError:
             return None
-        if not packed:
-            return None
-        record = _decode(packed)
-        return record if record.id == id else None
+        return record if record is not None and record.id == id else None
 
 
 def owner(id: str) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Final
 
 from apportion.core.cost import Cost
@@ -27,9 +27,10 @@ _BATCH: Final = 32
 class Settlements:
     """The finished requests of one worker that have not been settled yet."""
 
-    __slots__ = ("_loop", "_meters", "_queue", "_records", "_timer", "on_settled")
+    __slots__ = ("_loop", "_meters", "_queue", "_records", "_running", "_timer", "on_settled")
 
-    def __init__(self, meters: Meters, records: Records) -> None:
+    def __init__(self, meters: Meters, records: Records, running: Sized) -> None:
+        self._running = running
         self._meters = meters
         self._records = records
         self._queue: list[Job] = []
@@ -55,6 +56,7 @@ class Settlements:
         queue, self._queue = self._queue, []
         now = time.time()
         meters, records = self._meters, self._records
+        meters.in_flight.set(float(len(self._running)))
         for job in queue:
             attempts = job.attempts
             for attempt in attempts:

@@ -76,12 +76,12 @@ class Exchange:
 
     __slots__ = (
         "_connection",
-        "_future",
         "_last_s",
         "body_bytes",
         "chunks",
         "coding",
         "deadline_s",
+        "done",
         "failure",
         "first_byte_s",
         "headers",
@@ -107,7 +107,8 @@ class Exchange:
         self.failure: TransportFailure | None = None
         self._last_s = 0.0
         self._connection: ClientConnection | None = None
-        self._future: asyncio.Future[None] = loop.create_future()
+        self.done: asyncio.Future[None] = loop.create_future()
+        """Done when the answer is complete, or broken (``failure``)."""
 
     # called by the connection
 
@@ -125,21 +126,21 @@ class Exchange:
 
     def on_end(self) -> None:
         """The answer is complete."""
-        if not self._future.done():
-            self._future.set_result(None)
+        if not self.done.done():
+            self.done.set_result(None)
 
     def on_failure(self, failure: TransportFailure) -> None:
         """The exchange broke; nothing follows."""
         self.failure = failure
-        if not self._future.done():
-            self._future.set_result(None)
+        if not self.done.done():
+            self.done.set_result(None)
 
     # called by the user of the exchange
 
     async def answered(self) -> None:
         """Wait for the end of the answer. Raises ``TransportFailure``; cancelling it aborts the exchange."""
         try:
-            await self._future
+            await self.done
         except asyncio.CancelledError:
             self.abort()
             raise
