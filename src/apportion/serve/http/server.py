@@ -191,6 +191,7 @@ class _Nowhere(dict[bytes, bytes]):
 
 
 _NO_TRAILERS: Final = _Nowhere()
+_UPGRADE_HEADERS: Final = frozenset((b"upgrade", b"connection", b"http2-settings"))
 
 Application = Callable[[Request, Responder], Coroutine[Any, Any, None]]
 
@@ -207,6 +208,7 @@ class Connection(asyncio.Protocol):
         "_header_count",
         "_headers",
         "_in_head",
+        "_offered",
         "_parser",
         "_queue",
         "_reading_paused",
@@ -236,6 +238,7 @@ class Connection(asyncio.Protocol):
         self._header_count = 0
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
+        self._offered: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._request: Request | None = None
@@ -292,27 +295,40 @@ class Connection(asyncio.Protocol):
         if self._discarding:
             return
         if self._in_head:
-            # Counted by packets, the first one not: exact enough to bound memory.
-            self._head_bytes += len(data)
+            # By whole packets without the first and the last: what else is in those two is no head.
             if self._head_bytes > self.server.limits.header_bytes:
                 self._refuse_size("headers")
                 return
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(errors.InvalidRequestError("Protocol upgrades are not supported."))
-        except httptools.HttpParserCallbackError as error:
-            cause = error.__context__
-            if isinstance(cause, errors.GatewayError):
-                self._refuse(cause)
-            else:
-                logger.exception("fault while reading a request", exc_info=cause or error)
-                self._refuse(errors.InternalError("The gateway failed to read the request."))
-        except httptools.HttpParserError as error:
-            self._refuse(errors.InvalidRequestError(f"The request is not valid HTTP/1.1: {error}."))
+            self._head_bytes += len(data)
+        while True:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._declined(data[upgrade.args[0] :])
+                continue
+            except httptools.HttpParserCallbackError as error:
+                cause = error.__context__
+                if isinstance(cause, errors.GatewayError):
+                    self._refuse(cause)
+                else:
+                    logger.exception("fault while reading a request", exc_info=cause or error)
+                    self._refuse(errors.InternalError("The gateway failed to read the request."))
+            except httptools.HttpParserError as error:
+                self._refuse(errors.InvalidRequestError(f"The request is not valid HTTP/1.1: {error}."))
+            break
         if len(self._queue) >= _PIPELINE and not self._reading_paused and self.transport is not None:
             self._reading_paused = True
             self.transport.pause_reading()
+
+    def _declined(self, rest: bytes) -> bytes:
+        """The request whose head offered an upgrade, to be read again as if it had not; ``rest`` follows it."""
+        parser, headers = self._parser, self._offered
+        lines = b"".join(
+            b"%b: %b\r\n" % header for header in headers.items() if header[0] not in _UPGRADE_HEADERS
+        )
+        head = b"%b %b HTTP/1.1\r\n%b\r\n" % (parser.get_method(), self._target, lines)
+        self._parser = httptools.HttpRequestParser(self)
+        return head + rest
 
     # parser callbacks
 
@@ -364,6 +380,9 @@ class Connection(asyncio.Protocol):
             target = _origin_form(target)
         keep_alive = parser.should_keep_alive()
         request = Request(parser.get_method().decode("latin-1"), target, version, headers, keep_alive)
+        if b"upgrade" in headers and parser.should_upgrade():
+            self._offered = headers
+            return  # the parser stops behind this head; see _declined
         self._request = request
         length = headers.get(b"content-length")
         if length is not None and int(length) > limits.body_bytes:
