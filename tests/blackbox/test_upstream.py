@@ -64,7 +64,8 @@ async def test_every_fault_can_be_played(server: Upstream, name: str, path: str,
     async with await Wire.open(server.port) as wire:
         await wire.send(request_bytes("POST", f"/a/v1/{path}", {}, body))
         try:
-            response = await asyncio.wait_for(wire.read(), 0.1 if endless else 5)
+            async with asyncio.timeout(0.1 if endless else 5):
+                response = await wire.read()
         except (Broken, OSError, TimeoutError):
             assert (fault.stream if stream else fault.plain) != "ok"
         else:

@@ -93,7 +93,8 @@ class Wire:
 
     @classmethod
     async def open(cls, port: int, host: str = "127.0.0.1", limit: int = 2**20) -> Wire:
-        return cls(*await asyncio.wait_for(asyncio.open_connection(host, port, limit=limit), PATIENCE_S))
+        async with asyncio.timeout(PATIENCE_S):
+            return cls(*await asyncio.open_connection(host, port, limit=limit))
 
     async def __aenter__(self) -> Wire:
         return self
@@ -116,18 +117,21 @@ class Wire:
 
     async def send(self, data: bytes) -> None:
         self.writer.write(data)
-        await asyncio.wait_for(self.writer.drain(), PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            await self.writer.drain()
 
     async def closed_by_peer(self, within_s: float = PATIENCE_S) -> bool:
         try:
-            return await asyncio.wait_for(self.reader.read(65536), within_s) == b""
+            async with asyncio.timeout(within_s):
+                return await self.reader.read(65536) == b""
         except TimeoutError:
             return False
         except OSError:
             return True
 
     async def _line(self) -> bytes:
-        line = await asyncio.wait_for(self.reader.readline(), PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            line = await self.reader.readline()
         if not line.endswith(b"\n"):
             raise Broken(f"connection ended in a header: {line!r}")
         if not line.endswith(b"\r\n"):
@@ -166,7 +170,8 @@ class Wire:
         try:
             if response.framing == "chunked":
                 while size := int((await self._line()).split(b";")[0], 16):
-                    data = await asyncio.wait_for(self.reader.readexactly(size), PATIENCE_S)
+                    async with asyncio.timeout(PATIENCE_S):
+                        data = await self.reader.readexactly(size)
                     if await self._line() != b"":
                         raise Broken("no line end after a chunk")
                     response.arrivals.append((time.monotonic(), len(data)))
@@ -176,13 +181,18 @@ class Wire:
             elif response.framing == "length":
                 left = int(response.header("content-length") or 0)
                 while left:
-                    data = await asyncio.wait_for(self.reader.read(min(left, 65536)), PATIENCE_S)
+                    async with asyncio.timeout(PATIENCE_S):
+                        data = await self.reader.read(min(left, 65536))
                     if not data:
                         return
                     left -= len(data)
                     yield data
             elif response.framing == "close":
-                while data := await asyncio.wait_for(self.reader.read(65536), PATIENCE_S):
+                while True:
+                    async with asyncio.timeout(PATIENCE_S):
+                        data = await self.reader.read(65536)
+                    if not data:
+                        break
                     yield data
         except (asyncio.IncompleteReadError, Broken, ValueError, ConnectionError):
             return
