@@ -107,7 +107,11 @@ class Relay(Exchange):
         self._first: asyncio.Future[None] = loop.create_future()
 
     def phase(self) -> Phase:
-        return "gap" if self.stage == "live" else "first_token"
+        return "first_token" if self.stage == "waiting" else "gap"
+
+    def pause(self) -> None:
+        if self.stage != "ended":  # what still comes is thrown away, and must not be waited for
+            super().pause()
 
     async def first(self) -> None:
         """Wait until it is known what this will be. Raises ``TransportFailure`` if it broke before content.
@@ -135,7 +139,7 @@ class Relay(Exchange):
     def on_head(self) -> None:
         if self.status != 200:
             return
-        if self.coding in (b"gzip", b"x-gzip", b"deflate"):
+        if (self.header(b"content-encoding") or b"").lower() in (b"gzip", b"x-gzip", b"deflate"):
             self._inflate = zlib.decompressobj(32 + zlib.MAX_WBITS)
         kind = self.header(b"content-type")
         if kind is not None and b"text/event-stream" not in kind.lower():
@@ -154,7 +158,9 @@ class Relay(Exchange):
             return
         try:
             if self._inflate is not None:
-                data = self._inflate.decompress(data)
+                data = self._inflate.decompress(data, sse.MAX_EVENT_BYTES)
+                if self._inflate.unconsumed_tail:
+                    raise sse.EventTooLarge
             events = self._splitter.feed(data)
         except sse.EventTooLarge:
             raise TransportFailure(
@@ -180,13 +186,13 @@ class Relay(Exchange):
     def on_failure(self, failure: TransportFailure) -> None:
         if self.stage == "ended" and self.broken is None:
             return  # all had been sent; how the upstream closes no longer matters
+        super().on_failure(failure)
+        self._resolve()
         if self.stage == "live":
             self.stage = "ended"
             if failure.phase != "deadline" and self.broken is None:
                 self.broken = errors.StreamBrokenError(f"{failure} The answer is incomplete.")
                 self._write(self._error_event(self.broken))
-        super().on_failure(failure)
-        self._resolve()
 
     # events
 
@@ -211,7 +217,8 @@ class Relay(Exchange):
                     out.append(translator.feed(name, data))
                 elif self._keep_usage:
                     cost = self._cost_json()
-                    out.append(b'data: %b,"apportion":%b}\n\n' % (data.rstrip()[:-1], cost))
+                    chunk = data.replace(b"\n", b" ").rstrip()
+                    out.append(b'data: %b,"apportion":%b}\n\n' % (chunk[:-1], cost))
             elif kind is _DONE:
                 out.append(b": apportion %b\n\n" % self._cost_json())
                 if translator is None:
@@ -223,9 +230,9 @@ class Relay(Exchange):
             else:
                 self._write(b"".join(out))
                 self._bad_event(kind, event, data)
-        self._write(out[0] if len(out) == 1 else b"".join(out))
         if decisive:
             self._resolve()
+        self._write(out[0] if len(out) == 1 else b"".join(out))
 
     def _take_rest(self) -> None:
         """The connection has ended properly: a last event may lack its blank line, or the end mark be missing."""
@@ -259,9 +266,10 @@ class Relay(Exchange):
 
     def _end(self, out: list[bytes]) -> None:
         """The stream is whole; how the connection ends is of no interest any more."""
+        self._resolve()
         self._write(b"".join(out))
         self.stage = "ended"
-        self._resolve()
+        self.resume()
         super().on_end()
 
     def _end_without_mark(self) -> None:
