@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import msgspec
@@ -13,6 +13,8 @@ import pytest
 import schemathesis
 
 from apportion.core import Cost, Option, State, catalogue
+from apportion.core.outcome import Status
+from apportion.measure.usage import Usage
 from apportion.serve import call, errors, openapi
 from apportion.serve.gateway import Gateway
 from apportion.serve.http.server import Request
@@ -66,7 +68,7 @@ def test_every_schema_is_a_schema_and_every_reference_leads_somewhere() -> None:
             assert f"#/components/{kind}/{name}" in used, f"{kind}/{name} is not used"
 
 
-def test_every_route_is_there() -> None:
+async def test_every_route_is_there() -> None:
     gateway = Gateway.__new__(Gateway)
     Gateway.__init__(gateway, None, None, None, rng=random.Random(0))  # type: ignore[arg-type]
     found = {path for path, item in DOCUMENT["paths"].items() if "{" not in path}
@@ -101,23 +103,53 @@ def test_rendered_errors_match(cls: type[errors.GatewayError], dialect: str, sch
 
 
 def test_an_explained_decision_matches() -> None:
-    record = Record("dec_" + "0" * 18, "req_" + "0" * 18, 1.0, "alice", "chat", "m")
+    record = Record(
+        id="dec_" + "0" * 18,
+        request_id="req_" + "0" * 18,
+        created_s=1.0,
+        key="alice",
+        key_tags={"team": "red"},
+        api="chat",
+        model="m",
+        stream=False,
+        constraints=call.Constraints(effort=0.5, priority=1, tags=["t"]),
+        attempts=[],
+        upstream_model=None,
+        status="running",
+        duration_s=None,
+        overhead_s=None,
+    )
     validator("Decision").validate(json.loads(msgspec.json.encode(explain(record))))
     policy = catalogue.build("route/priced")
     options = [Option("a", 0.01, Cost(usd=0.001)), Option("b", 0.02, Cost(tokens=3.0), load=0.5)]
     decision = policy.decide(State(0.0, options, prices={"usd": 1.0}))  # type: ignore[attr-defined]
-    record.attempts.append(Attempt(decision, "a", 503, "status 503", 1.5))
-    record.tags, record.key_tags, record.effort, record.priority = ["t"], {"team": "red"}, 0.5, 1
-    record.cost_units, record.server_s, record.duration_ms, record.overhead_ms = 7, 0.1, 1.0, 0.2
-    record.status, record.cost_mark, record.input_tokens, record.output_tokens = "failed", "measured", 1, 2
-    shown = json.loads(msgspec.json.encode(explain(record)))
-    validator("Decision").validate(shown)
+    for status in get_args(Status):
+        attempt = Attempt(
+            decision=decision,
+            endpoint="a",
+            model="large",
+            status=status,
+            usage=Usage(input_tokens=1, output_tokens=2, estimated=True),
+            units=7,
+            server_s=0.1,
+            started_s=1.0,
+            ended_s=2.0,
+            first_chunk_s=None,
+            finish=None,
+            failure="status 503",
+            http_status=503,
+            censored=False,
+        )
+        record.attempts.append(attempt)
+        record.status, record.duration_s, record.overhead_s = status, 1.0, 0.2
+        shown = json.loads(msgspec.json.encode(explain(record)))
+        validator("Decision").validate(shown)
     described = SCHEMAS["Decision"]["properties"]
     assert set(shown) == set(described)
     assert set(shown["outcome"]) == set(described["outcome"]["properties"])
-    attempt = described["attempts"]["items"]["properties"]
-    assert set(shown["attempts"][0]) == set(attempt)
-    assert set(shown["attempts"][0]["options"][0]) == set(attempt["options"]["items"]["properties"])
+    attempted = described["attempts"]["items"]["properties"]
+    assert set(shown["attempts"][0]) == set(attempted)
+    assert set(shown["attempts"][0]["options"][0]) == set(attempted["options"]["items"]["properties"])
 
 
 @pytest.mark.parametrize("api", call.ROUTES.values())
