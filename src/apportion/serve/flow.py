@@ -524,10 +524,10 @@ def _not_ok(exchange: Exchange, spoken: Api) -> UpstreamAnswer | TransportFailur
 def _decoded(exchange: Exchange) -> bytes:
     """The body of an answer, inflated if the upstream compressed it although it was not asked to."""
     body = exchange.body()
-    coding = exchange.coding
-    if coding is None or coding == b"identity" or not body:
+    coding = exchange.header(b"content-encoding")
+    if coding is None or coding.lower() == b"identity" or not body:
         return body
-    if coding not in (b"gzip", b"x-gzip", b"deflate"):
+    if coding.lower() not in (b"gzip", b"x-gzip", b"deflate"):
         raise TransportFailure(
             "malformed", f"The upstream's content encoding {coding!r} is not read.", sent=True
         )

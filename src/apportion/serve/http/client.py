@@ -16,6 +16,7 @@ import socket
 import ssl
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, cast
 
 import httptools
@@ -26,6 +27,7 @@ Phase = Literal["connect", "first_token", "gap", "total", "deadline"]
 
 _TICK_S: Final = 0.02
 _MAX_HEADERS: Final = 256
+_NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
 _MAX_HEAD_BYTES: Final = 128 * 1024
 """Most that may arrive before the end of the headers, give or take a packet."""
 MAX_ANSWER_BYTES: Final = 256 * 2**20
@@ -79,7 +81,6 @@ class Exchange:
         "_last_s",
         "body_bytes",
         "chunks",
-        "coding",
         "deadline_s",
         "done",
         "failure",
@@ -93,9 +94,8 @@ class Exchange:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, timeouts: Timeouts) -> None:
         self.status = 0
-        self.coding: bytes | None = None
-        """The body's content encoding in lower case, if it has one."""
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: Mapping[bytes, bytes] = _NO_HEADERS
+        """By name, in the case the upstream wrote it; of a repeated header the last."""
         self.chunks: list[bytes] = []
         self.body_bytes = 0
         self.sent_s = 0.0
@@ -156,8 +156,8 @@ class Exchange:
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header; ``name`` in lower case."""
-        for key, value in self.headers:
-            if key.lower() == name:
+        for key, value in self.headers.items():
+            if len(key) == len(name) and key.lower() == name:
                 return value
         return None
 
@@ -190,18 +190,24 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_head_bytes",
+        "_headers",
         "_parser",
         "_paused",
         "_pool",
         "_transport",
         "exchange",
         "idle_since_s",
+        "on_header",
         "reused",
     )
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._transport: asyncio.Transport | None = None
+        self._headers: dict[bytes, bytes] = {}
+        # The parser stores headers without a call of Python. What comes after the head are trailers, and is
+        # dropped when the next answer begins.
+        self.on_header = self._headers.__setitem__
         self._parser = httptools.HttpResponseParser(self)
         self._head_bytes = 0
         self._paused = False
@@ -308,25 +314,17 @@ class ClientConnection(asyncio.Protocol):
             # A second answer right behind the first; the next exchange must not take it for its own.
             raise TransportFailure("malformed", "The upstream sent an answer that nobody asked for.")
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        exchange = self.exchange
-        if exchange is None or exchange.status:
-            return  # a trailer is no header (RFC 9110 section 6.5.1)
-        headers = exchange.headers
-        if len(headers) >= _MAX_HEADERS:
-            raise TransportFailure("malformed", "The upstream's headers are too many.", sent=True)
-        headers.append((name, value))
-        if len(name) == 16 and name.lower() == b"content-encoding":
-            exchange.coding = value.lower()
-
     def on_headers_complete(self) -> None:
         exchange = self.exchange
         if exchange is None:
             return
         status = self._parser.get_status_code()
+        headers = self._headers.copy()
         if status < 200:
-            exchange.headers = []
             return
+        if len(headers) > _MAX_HEADERS:
+            raise TransportFailure("malformed", "The upstream's headers are too many.", sent=True)
+        exchange.headers = headers
         exchange.status = status
         exchange.on_head()
 

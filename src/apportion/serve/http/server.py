@@ -209,8 +209,10 @@ class Connection(asyncio.Protocol):
         "_headers",
         "_in_head",
         "_offered",
+        "_packet_bytes",
         "_parser",
         "_queue",
+        "_raw_bytes",
         "_reading_paused",
         "_request",
         "_target",
@@ -235,6 +237,8 @@ class Connection(asyncio.Protocol):
         self._reading_paused = False
         self._in_head = False
         self._head_bytes = 0
+        self._packet_bytes = 0
+        self._raw_bytes = 0
         self._header_count = 0
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
@@ -294,12 +298,20 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._discarding:
             return
+        size = self._packet_bytes = len(data)
         if self._in_head:
-            # By whole packets without the first and the last: what else is in those two is no head.
+            # Of its first and its last packet not all need be head, so that these are not counted here.
             if self._head_bytes > self.server.limits.header_bytes:
-                self._refuse_size("headers")
+                self._refuse(self._head_too_large())
                 return
-            self._head_bytes += len(data)
+            self._head_bytes += size
+        elif self._request is not None:
+            # Chunk extensions and trailers are thrown away, but not without end.
+            self._raw_bytes += size
+            limit = self.server.limits.body_bytes
+            if self._raw_bytes > limit + limit // 2 + _HIGH_WATER_BYTES:
+                self._refuse(self._too_large(self._raw_bytes))
+                return
         while True:
             try:
                 self._parser.feed_data(data)
@@ -366,6 +378,10 @@ class Connection(asyncio.Protocol):
             raise errors.HeadersTooLargeError(
                 f"The request has {self._header_count} headers.", fix=f"Send at most {limits.header_count}."
             )
+        if self._head_bytes or self._packet_bytes > limits.header_bytes:
+            size = len(self._target) + sum(map(len, headers)) + sum(map(len, headers.values()))
+            if size > limits.header_bytes:
+                raise self._head_too_large()
         parser = self._parser
         version = parser.get_http_version()
         if version == "1.1":
@@ -388,7 +404,11 @@ class Connection(asyncio.Protocol):
         if length is not None and int(length) > limits.body_bytes:
             raise self._too_large(int(length))
         if length is not None or b"transfer-encoding" in headers:
-            self._body_bytes = 0
+            if length is None and headers[b"transfer-encoding"].lower() != b"chunked":
+                raise errors.InvalidRequestError(
+                    "The transfer encoding is not read.", field="transfer-encoding", fix="Send chunked."
+                )
+            self._body_bytes = self._raw_bytes = 0
             expected = int(length) if length is not None else limits.body_bytes
             if self.task is None and not self.write_paused:
                 self._deadline_s = (
@@ -491,12 +511,10 @@ class Connection(asyncio.Protocol):
             f"The body has {size} bytes or more.", fix=f"Send at most {limit} bytes (http.body_bytes)."
         )
 
-    def _refuse_size(self, part: str) -> None:
+    def _head_too_large(self) -> errors.GatewayError:
         limit = self.server.limits.header_bytes
-        self._refuse(
-            errors.HeadersTooLargeError(
-                f"The request's {part} are too large.", fix=f"Send at most {limit} bytes."
-            )
+        return errors.HeadersTooLargeError(
+            "The request's headers are too large.", fix=f"Send at most {limit} bytes (http.header_bytes)."
         )
 
     def _refuse(self, error: errors.GatewayError) -> None:
