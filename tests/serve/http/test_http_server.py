@@ -307,6 +307,8 @@ CL, TE = b"content-length: 3", b"transfer-encoding: chunked"
         (post(b"0\r\n\r\n", CL, TE), 400),
         (post(b"0\r\n\r\n", TE, CL), 400),
         (post(b"0\r\n\r\n", b"transfer-encoding: chunked, identity"), 400),
+        (post(b"0\r\n\r\n", b"transfer-encoding: gzip, chunked"), 400),
+        (post(b"0\r\n\r\n", b"transfer-encoding: identity, chunked"), 400),
         (post(b"zz\r\n", TE), 400),
         (post(b"-1\r\n", TE), 400),
         (post(b"1\r\nab\r\n0\r\n\r\n", TE), 400),
@@ -333,6 +335,9 @@ CL, TE = b"content-length: 3", b"transfer-encoding: chunked"
         (b"BREW / HTTP/1.1\r\nhost: h\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01", 400),
         (b"GET / HTTP/1.1\r\nhost: h\r\n" + b"x: y\r\n" * 200 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\nhost: h\r\nx: " + b"y" * 66_000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nhost: h\r\n" + b"y" * 66_000 + b": x\r\n\r\n", 431),
+        (b"GET /" + b"y" * 66_000 + b" HTTP/1.1\r\nhost: h\r\n\r\n", 431),
         (post(b"abc", b"content-length: 5000"), 413),
         (post(b"7d0\r\n" + b"x" * 2000, TE), 413),
     ],
@@ -435,6 +440,21 @@ async def test_413_is_seen_by_a_client_that_is_still_sending(serve: Serve, conne
         assert all(not c._body for c in server.connections)
         hurry(server, 3)
         await until(lambda: not server.connections)
+
+
+@pytest.mark.parametrize("start", [b"2\r\n{}\r\n0\r\n", b"2;"])
+async def test_what_is_thrown_away_is_bounded(serve: Serve, connect: Connect, start: bytes) -> None:
+    server = await serve(body_bytes=100_000)
+    client = await connect(server)
+    await client.send(post(start, TE))
+    sent = 0
+    while client.reader._buffer == b"":  # type: ignore[attr-defined]
+        await client.send(b"x: y\r\n" * 2000 if start.startswith(b"2\r") else b"x" * 12_000)
+        sent += 12_000
+        await asyncio.sleep(0)
+        assert sent < 2**21
+    assert (await client.answer())[0] == 413
+    await client.closed()
 
 
 @pytest.mark.parametrize("length", [1000, 1001])
