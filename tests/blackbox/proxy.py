@@ -96,7 +96,8 @@ class Gateway:
                 )
             try:
                 with urllib.request.urlopen(f"{self.url}/health/ready", timeout=5) as answer:
-                    if answer.status == 200:
+                    # with several workers the first is ready before the last
+                    if answer.status == 200 and "listens on" in self.output():
                         return
             except (urllib.error.URLError, OSError):
                 pass

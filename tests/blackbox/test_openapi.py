@@ -57,7 +57,7 @@ def test_schemathesis(gateway: Gateway, tmp_path: Path) -> None:
         "--checks",
         "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
         "--max-examples",
-        "25",
+        "8",
         "--seed",
         "1",
         "--phases",

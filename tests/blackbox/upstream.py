@@ -2,7 +2,7 @@
 
 The first segment of the path names the endpoint of the configuration that was meant
 (``http://127.0.0.1:PORT/a/v1`` is endpoint ``a``). A request carries a marker in its text; the script set
-for that marker says what happens to it. What was billed is written down in ``Upstream.seen``.
+for that marker says what happens to it. What was billed is told by ``Upstream.of``.
 """
 
 from __future__ import annotations
@@ -729,7 +729,7 @@ class Upstream:
     def __init__(self, contexts: dict[str, ssl.SSLContext] | None = None) -> None:
         self.contexts = contexts or {}
         self.scripts: dict[str, Script] = {}
-        self.seen: list[Seen] = []
+        self._seen: dict[str, list[Seen]] = {}
         self.complaints: list[str] = []
         """What a strict server would hold against the proxy's requests."""
         self.connections: set[Connection] = set()
@@ -785,7 +785,7 @@ class Upstream:
 
     def of(self, marker: str) -> list[Seen]:
         """Every attempt that carried ``marker``."""
-        return [s for s in list(self.seen) if marker.encode() in s.body]
+        return list(self._seen.get(marker, ()))
 
     async def answer(self, x: Exchange) -> None:
         """Play the script of this request."""
@@ -794,12 +794,13 @@ class Upstream:
         if seen.method == "GET":
             await self._get(x, path)
             return
-        found = MARKER.search(seen.body)
-        marker = found.group().decode() if found else ""
+        markers = [m.decode() for m in MARKER.findall(seen.body)]
+        marker = markers[0] if markers else ""
         self._attempts[marker] += 1
         seen.attempt = self._attempts[marker]
         first = self._first.setdefault(marker, seen.endpoint)
-        self.seen.append(seen)
+        for one in set(markers):
+            self._seen.setdefault(one, []).append(seen)
         x.script = self.scripts.get(marker, Script())
         if path.endswith("/count_tokens"):
             await x.whole(200, json.dumps({"input_tokens": shapes.count_tokens(seen.json)}).encode())
