@@ -133,6 +133,7 @@ class Registry:
         self._known: dict[tuple[str, tuple[str, ...]], int] = {}
         self._next = 0
         self._families: dict[str, Family] = {}
+        _end_last_line(self._names)
         for kind, name, values, index, width in _read_names(self._names):
             self._known[name, values] = index
             self._next = max(self._next, index + width)
@@ -191,7 +192,8 @@ class Registry:
             found = sums.get(name)
             if not found:
                 continue
-            lines += (f"# HELP {name} {family.help}", f"# TYPE {name} {family.kind}")
+            said = family.help.replace("\\", r"\\").replace("\n", r"\n")
+            lines += (f"# HELP {name} {said}", f"# TYPE {name} {family.kind}")
             for values, numbers in found.items():
                 labels = [f'{k}="{_escape(v)}"' for k, v in zip(family.labels, values, strict=True)]
                 if family.kind == "histogram":
@@ -228,6 +230,16 @@ def _read_names(path: Path) -> Iterable[tuple[Kind, str, tuple[str, ...], int, i
         yield kind, name, tuple(values), index, width
 
 
+def _end_last_line(path: Path) -> None:
+    """A worker that was killed while it wrote a line leaves half of it; the next line must not continue it."""
+    try:
+        written = path.read_bytes()
+    except FileNotFoundError:
+        return
+    if written and not written.endswith(b"\n"):
+        path.write_bytes(written + b"\n")
+
+
 def _braces(labels: list[str]) -> str:
     return "{" + ",".join(labels) + "}" if labels else ""
 
@@ -237,4 +249,4 @@ def _escape(value: str) -> str:
 
 
 def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(value)
+    return str(int(value)) if value.is_integer() else repr(value)
