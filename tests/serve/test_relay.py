@@ -154,6 +154,7 @@ class Upstream:
             keep_usage=keep_usage,
             translator=translator,
             cost_json=lambda: json.dumps(COST).encode(),
+            usage_chunk=None,
             error_event=lambda error: translation.error_event(error, dialect, "req_1"),
             whole_mark=WHOLE_MARK[dialect],
         )

@@ -56,11 +56,11 @@ CAP_FIELDS: Final[dict[Api, tuple[str, ...]]] = {
 class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a client may demand of one request, in the body under ``apportion`` or as ``x-apportion-*`` headers."""
 
-    max_usd: Annotated[float, Meta(gt=0)] | None = None
+    max_usd: Annotated[float, Meta(gt=0, le=1e9)] | None = None
     """The most the answer may cost, in dollars."""
     deadline_s: Annotated[float, Meta(gt=0, le=86400)] | None = None
     """Seconds after which the answer ends with what there is."""
-    max_joules: Annotated[float, Meta(gt=0)] | None = None
+    max_joules: Annotated[float, Meta(gt=0, le=1e15)] | None = None
     """The most energy the answer may take."""
     effort: Annotated[float, Meta(gt=0, le=1)] | None = None
     """Scales what a right answer is worth."""
@@ -68,6 +68,12 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Larger goes first."""
     tags: Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=32)] | None = None
     """Labels for the books."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_usd", "deadline_s", "max_joules", "effort"):
+            value = getattr(self, name)
+            if value is not None and value != value:
+                raise ValueError(f"{name} is not a number")
 
 
 NO_CONSTRAINTS: Final = Constraints()

@@ -73,6 +73,8 @@ async def answer(job: Job, rng: random.Random, settlements: Settlements) -> None
     tried: list[Route] = []
     failed: UpstreamAnswer | TransportFailure | None = None
     while True:
+        if job.runtime.books.caps_usd:
+            settlements.flush()  # what is spent must be known before what is left can be promised
         routes, caps = _feasible(job, tried)
         if not routes and tried:
             tried.clear()
@@ -86,7 +88,12 @@ async def answer(job: Job, rng: random.Random, settlements: Settlements) -> None
         route = job.decide(routes)
         cap = NO_CAP if caps is None else caps[routes.index(route)]
         job.tries += 1
-        job.reserve(route, cap)
+        try:
+            job.reserve(route, cap)
+        except (errors.RateLimitedError, errors.BudgetExceededError):
+            if not settlements.flush():
+                raise
+            job.reserve(route, cap)
         run = Run(job, route, cap, until_s, settlements)
         try:
             if call.stream or (run.cut_s and call.api_generates):
@@ -379,8 +386,13 @@ async def _open(run: Run, request: bytes) -> Relay:
                 run.timeouts,
                 reader,
                 keep_usage=call.include_usage or not call.stream,
-                translator=run.translation.stream(None) if run.translation is not None else None,
+                translator=None
+                if run.translation is None
+                else run.translation.stream(job.estimate(0, 0, None)),
                 cost_json=partial(_cost_json, run, reader),
+                usage_chunk=partial(_usage_chunk, job, reader)
+                if call.include_usage and run.translation is None
+                else None,
                 error_event=lambda error: translation.error_event(error, call.api, job.request_id),
                 whole_mark=_WHOLE_MARK.get(call.api, b""),
             )
@@ -409,6 +421,23 @@ def _produced(job: Job, reader: StreamReader) -> Usage:
     if known is not None and reader.usage_final:
         return known
     return job.estimate(reader.output_events, reader.output_chars, known)
+
+
+def _usage_chunk(job: Job, reader: StreamReader) -> bytes:
+    """The usage chunk that the client asked for and the upstream did not send, from the proxy's own count."""
+    from apportion.serve.translate.usage import chat_usage
+
+    chat = job.call.api == "chat"
+    return msgspec.json.encode(
+        {
+            "id": ("chatcmpl-" if chat else "cmpl-") + job.request_id,
+            "object": "chat.completion.chunk" if chat else "text_completion",
+            "created": int(job.now),
+            "model": reader.model or job.call.model,
+            "choices": [],
+            "usage": chat_usage(_produced(job, reader)),
+        }
+    )
 
 
 def _cost_json(run: Run, reader: StreamReader) -> bytes:

@@ -127,7 +127,9 @@ class Gateway:
     def _pass_error(self, job: Job, upstream: UpstreamAnswer) -> None:
         """The upstream's own error, in its words; only its shape may change."""
         call = job.call
-        body = translation.error_body(upstream.body, upstream.spoken, call.api, upstream.status)
+        body = translation.error_body(
+            upstream.body, upstream.spoken, call.api, upstream.status, job.request_id
+        )
         # The gateway has tried all it may; a client that tries again multiplies the attempts.
         extra = "content-type: application/json\r\n"
         if upstream.status in (408, 409, 429) or upstream.status >= 500:
@@ -174,7 +176,9 @@ class Gateway:
 
     async def _other(self, request: Request, responder: Responder, api: Api | None) -> None:
         number = "req_" + self.records.number()
-        dialect = "anthropic" if b"anthropic-version" in request.headers else "openai"
+        dialect = DIALECTS[api] if api is not None else "openai"
+        if b"anthropic-version" in request.headers:
+            dialect = "anthropic"
         try:
             if api is not None:
                 raise errors.MethodNotAllowedError(

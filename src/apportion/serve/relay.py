@@ -52,7 +52,8 @@ class Sink(Protocol):
 class Relay(Exchange):
     """One streamed exchange. ``await first()``, then ``go_live(sink)``, then ``await answered()``.
 
-    ``cost_json`` is asked, when the stream is done, for what is said about its cost: in a comment before the
+    ``usage_chunk`` makes the chunk of ``stream_options.include_usage`` where the upstream sends none (None: not asked
+    for). ``cost_json`` is asked, when the stream is done, for what is said about its cost: in a comment before the
     end mark, and inside the usage chunk if the client asked for one. ``error_event`` renders an error as an
     in-band event of the client's dialect. ``whole_mark`` closes a stream whose upstream ended it properly but
     without the end mark of its dialect.
@@ -70,6 +71,7 @@ class Relay(Exchange):
         "_sink",
         "_splitter",
         "_translator",
+        "_usage_chunk",
         "_whole_mark",
         "broken",
         "reader",
@@ -85,6 +87,7 @@ class Relay(Exchange):
         keep_usage: bool,
         translator: Translator | None,
         cost_json: Callable[[], bytes],
+        usage_chunk: Callable[[], bytes] | None,
         error_event: Callable[[errors.GatewayError], bytes],
         whole_mark: bytes,
     ) -> None:
@@ -96,6 +99,7 @@ class Relay(Exchange):
         self._keep_usage = keep_usage
         self._translator = translator
         self._cost_json = cost_json
+        self._usage_chunk = usage_chunk
         self._error_event = error_event
         self._whole_mark = whole_mark
         self._splitter = sse.Splitter()
@@ -220,7 +224,7 @@ class Relay(Exchange):
                     chunk = data.replace(b"\n", b" ").rstrip()
                     out.append(b'data: %b,"apportion":%b}\n\n' % (chunk[:-1], cost))
             elif kind is _DONE:
-                out.append(b": apportion %b\n\n" % self._cost_json())
+                out.append(self._remarks())
                 if translator is None:
                     out.append(event)
                 else:
@@ -276,7 +280,14 @@ class Relay(Exchange):
         if self.reader.finish_reason is None:
             raise TransportFailure("reset", "The upstream ended its stream in the middle.", sent=True)
         closing = self._translator.finish() if self._translator is not None else self._whole_mark
-        self._end([b": apportion %b\n\n" % self._cost_json(), closing])
+        self._end([self._remarks(), closing])
+
+    def _remarks(self) -> bytes:
+        """What is said before the end mark: the cost, and the usage if it was asked for and has not come."""
+        cost = self._cost_json()
+        if self._usage_chunk is None or self.reader.usage is not None:
+            return b": apportion %b\n\n" % cost
+        return b'data: %b,"apportion":%b}\n\n: apportion %b\n\n' % (self._usage_chunk()[:-1], cost, cost)
 
     def _resolve(self) -> None:
         if not self._first.done():

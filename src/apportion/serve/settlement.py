@@ -48,12 +48,14 @@ class Settlements:
         elif self._timer is None:
             self._timer = self._loop.call_later(_DELAY_S, self.flush)
 
-    def flush(self) -> None:
-        """Settle all that wait; whoever reads what they change calls this first."""
+    def flush(self) -> bool:
+        """Settle all that wait; whoever reads what they change calls this first. True if there was anything."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         queue, self._queue = self._queue, []
+        if not queue:
+            return False
         now = time.time()
         meters, records = self._meters, self._records
         meters.in_flight.set(float(len(self._running)))
@@ -75,6 +77,7 @@ class Settlements:
             records.keep(job.record())
             if self.on_settled is not None:
                 self.on_settled(job)
+        return True
 
     def attempt(self, job: Job, attempt: Attempt, now: float) -> None:
         """Book one attempt at once (a failed one, before the next is made)."""

@@ -74,7 +74,7 @@ def error_event(error: errors.GatewayError, api: Api, request_id: str) -> bytes:
     return b"data: %b\n\n" % msgspec.json.encode(body)
 
 
-def error_body(content: bytes, spoken: Api, api: Api, status: int) -> bytes:
+def error_body(content: bytes, spoken: Api, api: Api, status: int, request_id: str) -> bytes:
     """An upstream's error answer for a client of ``api``: untouched if it is JSON of the client's own dialect."""
     from apportion.serve.translate import error_body as translated
 
@@ -84,7 +84,9 @@ def error_body(content: bytes, spoken: Api, api: Api, status: int) -> bytes:
                 return content
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             pass
-    return dumps(translated(content, "messages" if api == "count_tokens" else api, status))
+    if api in ("messages", "count_tokens"):
+        return dumps({**translated(content, "messages", status), "request_id": request_id})
+    return dumps(translated(content, api, status))
 
 
 def error_in(content: bytes) -> str | None:

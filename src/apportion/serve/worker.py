@@ -87,6 +87,7 @@ class Worker:
                 max_connections=config.listen.max_connections,
             ),
         )
+        self._server.dialect_of = lambda target: "anthropic" if b"/messages" in target else "openai"
         bound = await self._server.listen(host, port, reuse_port=reuse_port)
         if self.workers > 1:
             self._control = Server(self._answer_sibling)

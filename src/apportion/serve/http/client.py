@@ -313,6 +313,7 @@ class ClientConnection(asyncio.Protocol):
         if self.exchange is None:
             # A second answer right behind the first; the next exchange must not take it for its own.
             raise TransportFailure("malformed", "The upstream sent an answer that nobody asked for.")
+        self._headers.clear()
 
     def on_headers_complete(self) -> None:
         exchange = self.exchange

@@ -532,7 +532,8 @@ class Connection(asyncio.Protocol):
             else:
                 transport.close()
             return
-        transport.write(_plain_error(error, self.server.date))
+        dialect = self.server.dialect_of(self._target)
+        transport.write(_plain_error(error, self.server.date, dialect))
         if transport.can_write_eof():
             transport.write_eof()
         self._deadline_s = self.server.now_s + _LINGER_S
@@ -549,6 +550,8 @@ class Server:
         self.draining = False
         self.now_s = time.monotonic()
         self.date = b""
+        self.dialect_of: Callable[[bytes], str] = lambda target: "openai"
+        """In which dialect requests for a target are refused when they cannot even be read."""
         self._servers: list[asyncio.AbstractServer] = []
         self._timer: asyncio.TimerHandle | None = None
         self._tick()
@@ -612,9 +615,9 @@ def _origin_form(target: bytes) -> bytes:
     return rest[slash:] if slash >= 0 else b"/"
 
 
-def _plain_error(error: errors.GatewayError, date: bytes) -> bytes:
-    """An error before any route is known: OpenAI's shape, connection closed."""
-    content = errors.render(error, "openai", "")
+def _plain_error(error: errors.GatewayError, date: bytes, dialect: str = "openai") -> bytes:
+    """An error before any route is known; the connection is closed after it."""
+    content = errors.render(error, dialect, "")
     extra = b"retry-after: %d\r\n" % max(1, round(error.retry_after_s)) if error.retry_after_s else b""
     return (
         b"%bcontent-type: application/json\r\nx-apportion-error: %b\r\ndate: %b\r\n%bcontent-length: %d\r\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+_BOM: Final = b"\xef\xbb\xbf"
 MAX_EVENT_BYTES: Final = 16 * 2**20
 """Largest single event; a longer one is refused instead of filling memory."""
 
@@ -19,14 +20,17 @@ class EventTooLarge(Exception):
 class Splitter:
     """Cuts bytes into events. ``feed`` returns the complete ones, each with its closing blank line."""
 
-    __slots__ = ("_carriage", "_tail")
+    __slots__ = ("_begun", "_carriage", "_tail")
 
     def __init__(self) -> None:
         self._tail = b""
         self._carriage = False
+        self._begun = False
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Complete events in ``data``, line ends normalised to LF."""
+        """Complete events in ``data``, line ends normalised to LF, a byte order mark at the beginning left out."""
+        if not self._begun:
+            data = self._begin(data)
         if data and (b"\r" in data or self._carriage):
             data = self._normalise(data)
         tail = self._tail
@@ -53,6 +57,15 @@ class Splitter:
             end = data.find(b"\n\n", begin)
         self._tail = data[begin:]
         return events
+
+    def _begin(self, data: bytes) -> bytes:
+        data = self._tail + data
+        self._tail = b""
+        if data and _BOM.startswith(data[:3]) and len(data) < 3:
+            self._tail = data
+            return b""
+        self._begun = bool(data)
+        return data.removeprefix(_BOM)
 
     def rest(self) -> bytes:
         """What is left when the stream has ended: a last event without its blank line, or nothing."""
