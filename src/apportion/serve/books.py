@@ -12,6 +12,7 @@ from typing import Any, Final
 from apportion.core.budget import Account, Budget
 from apportion.core.cost import Cost
 from apportion.core.pricer import Pricer
+from apportion.core.resource import resource
 from apportion.serve import errors
 from apportion.serve.config.schema import Budget as BudgetConfig
 from apportion.serve.config.schema import Config, Key
@@ -56,8 +57,8 @@ class Sheet:
             self._usd = self._tokens = self._server_s = self._value = 0.0
         total = dict(self._outside)
         for pricer in self._pricers:
-            for resource, price in pricer.prices(now).items():
-                total[resource] = total.get(resource, 0.0) + price
+            for name, price in pricer.prices(now).items():
+                total[name] = total.get(name, 0.0) + price
         self._prices = total
         return total
 
@@ -177,10 +178,12 @@ def release(accounts: Accounts, held: Amounts, now: float) -> None:
 
 
 def _budget(entry: BudgetConfig, scope: str, workers: int) -> Budget:
+    unit = resource(entry.resource)
     return Budget(
         name=entry.name,
         resource=entry.resource,
-        amount=entry.amount / workers,
+        # Rounded down, so that the shares together are never more than the whole.
+        amount=unit.from_units(unit.to_units(entry.amount) // workers),
         window_s=entry.window if entry.refill_per_s is None else None,
         refill_per_s=None if entry.refill_per_s is None else entry.refill_per_s / workers,
         scope=scope,
@@ -195,7 +198,7 @@ def _limits(key: Key, workers: int) -> Iterable[Budget]:
             yield Budget(
                 name=field,
                 resource=field.partition("_")[0],
-                amount=max(1.0, limit / workers),
+                amount=max(1, limit // workers),
                 refill_per_s=limit / workers / 60.0,
                 scope=f"key:{key.name}",
             )

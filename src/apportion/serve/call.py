@@ -224,8 +224,9 @@ def parse(request: Request, api: Api) -> Call:
     call.model = head.model
     if head.stream:
         call.stream = True
-        if "stream_options" in fields and head.stream_options is not None:
-            call.include_usage = bool(head.stream_options.include_usage)
+        if "stream_options" in fields:
+            options = getattr(head, "stream_options", None)
+            call.include_usage = options is not None and bool(options.include_usage)
     for name in CAP_FIELDS[api]:
         cap = getattr(head, name)
         if cap is not None and (call.max_output_tokens is None or cap < call.max_output_tokens):
