@@ -202,9 +202,9 @@ def _kind(schema: Json) -> str:
     low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
     high = schema.get("maximum")
     bounds = [
-        f"at least {low}" if low is not None else "",
-        f"above {above}" if above is not None else "",
-        f"at most {high}" if high is not None and high < 2**31 - 1 else "",
+        f"at least {low:,g}" if low is not None else "",
+        f"above {above:,g}" if above is not None else "",
+        f"at most {high:,.0f}" if high is not None and high < 2**31 - 1 else "",
     ]
     if kind == "array":
         inner = _kind(schema["items"]) if schema.get("items") else ""
