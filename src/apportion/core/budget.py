@@ -145,6 +145,14 @@ class Account:
         self.reserved_units += amount_units
         return True
 
+    def spend(self, amount_units: int, now: float) -> bool:
+        """Spend ``amount_units`` without a reservation; False, and nothing spent, if a hard budget has less."""
+        if not self.reserve(amount_units, now):
+            return False
+        self.reserved_units -= amount_units
+        self.spent_units += amount_units
+        return True
+
     def settle(self, reserved_units: int, actual_units: int, now: float) -> None:
         """Turn a reservation of ``reserved_units`` into a cost of ``actual_units``."""
         if actual_units < 0 or reserved_units < 0 or reserved_units > self.reserved_units:

@@ -7,7 +7,7 @@ workers each keeps an equal share of every hard budget, so that together they ne
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from apportion.core.budget import Account, Budget
 from apportion.core.cost import Cost
@@ -18,15 +18,26 @@ from apportion.serve.config.schema import Budget as BudgetConfig
 from apportion.serve.config.schema import Config, Key
 from apportion.serve.config.schema import Pricer as PricerConfig
 
-_PLACES: Final = {"requests": 0, "tokens": 1, "usd": 2, "server_seconds": 3}
-_ELSE: Final = 4
-"""Amounts of one request are tuples: requests, tokens, pico-dollars, server-seconds, anything else (nothing yet)."""
+_PLACES: Final = {"tokens": 0, "usd": 1, "server_seconds": 2}
+_ELSE: Final = 3
+"""Amounts of one request are tuples: tokens, pico-dollars, server-seconds, anything else (nothing yet)."""
 
 _PER_MINUTE: Final = ("requests_per_minute", "tokens_per_minute")
 
 
 _FRESH_S: Final = 0.02
 """Prices move at most this often; what is spent in between moves them together (a mini-batch of the dual step)."""
+
+
+class Accounts(NamedTuple):
+    """The hard accounts of one kind of request: of requests, and of amounts (each with its place in a tuple)."""
+
+    counted: tuple[Account, ...]
+    metered: tuple[tuple[Account, int], ...]
+
+
+Amounts = tuple[int, ...]
+NO_ACCOUNTS: Final = Accounts((), ())
 
 
 class Sheet:
@@ -85,7 +96,7 @@ class Books:
         self._by_scope: dict[str, list[Account]] = {}
         self._pricers: dict[str, Pricer] = {}
         self._outside: dict[str, float] = {"usd": 1.0, **config.prices}
-        self._accounts: dict[tuple[str, str, str], tuple[tuple[Account, int], ...]] = {}
+        self._accounts: dict[tuple[str, str, str], Accounts] = {}
         self._sheets: dict[tuple[str, str], Sheet] = {}
         scoped: dict[str, list[Budget]] = {}
         for entry in config.all_budgets():
@@ -106,18 +117,20 @@ class Books:
         )
         """Whether any hard dollar budget exists at all."""
 
-    def accounts(self, key: str, model: str, endpoint: str) -> tuple[tuple[Account, int], ...]:
-        """The accounts of a request, the widest scope first, each with the place of its amount in a tuple."""
+    def accounts(self, key: str, model: str, endpoint: str) -> Accounts:
+        """The accounts of a request, the widest scope first: those that count it, and those that meter it.
+
+        Soft budgets are not among them: they refuse nothing, and their pricers see what is spent.
+        """
         at = (key, model, endpoint)
         found = self._accounts.get(at)
         if found is None:
             scopes = ("all", f"key:{key}", f"model:{model}", f"endpoint:{endpoint}")
-            found = tuple(
-                (account, _PLACES.get(account.resource, _ELSE))
-                for scope in scopes
-                for account in self._by_scope.get(scope, ())
+            hard = [a for scope in scopes for a in self._by_scope.get(scope, ()) if a.budget.hard]
+            found = self._accounts[at] = Accounts(
+                tuple(a for a in hard if a.resource == "requests"),
+                tuple((a, _PLACES.get(a.resource, _ELSE)) for a in hard if a.resource != "requests"),
             )
-            self._accounts[at] = found
         return found
 
     def sheet(self, key: str, model: str) -> Sheet:
@@ -139,19 +152,21 @@ class Books:
         )
 
 
-Accounts = tuple[tuple[Account, int], ...]
-Amounts = tuple[int, ...]
-
-
 def usd_left_units(accounts: Accounts, now: float) -> int | None:
-    """Pico-dollars that the hard dollar budgets among ``accounts`` still allow; None without any."""
+    """Pico-dollars that the dollar budgets among ``accounts`` still allow; None without any."""
     left: int | None = None
-    for account, _ in accounts:
-        budget = account.budget
-        if budget.hard and budget.resource == "usd":
+    for account, place in accounts.metered:
+        if place == 1:
             units = account.available_units(now)
             left = units if left is None or units < left else left
     return left
+
+
+def count(accounts: Accounts, now: float) -> None:
+    """Count one request. Raises the error of the first account that refuses it."""
+    for account in accounts.counted:
+        if not account.spend(1, now):
+            raise _refused(account, 1, now)
 
 
 def reserve(accounts: Accounts, amounts: Amounts, now: float) -> None:
@@ -159,21 +174,17 @@ def reserve(accounts: Accounts, amounts: Amounts, now: float) -> None:
 
     Raises the error of the first that refuses, holding nothing.
     """
-    for index, (account, place) in enumerate(accounts):
+    metered = accounts.metered
+    for index, (account, place) in enumerate(metered):
         if not account.reserve(amounts[place], now):
-            release(accounts[:index], amounts, now)
+            for other, other_place in metered[:index]:
+                other.release(amounts[other_place], now)
             raise _refused(account, amounts[place], now)
-
-
-def settle(accounts: Accounts, held: Amounts, amounts: Amounts, now: float) -> None:
-    """Replace the reservation ``held`` by what was measured."""
-    for account, place in accounts:
-        account.settle(held[place], amounts[place], now)
 
 
 def release(accounts: Accounts, held: Amounts, now: float) -> None:
     """Give a reservation back: nothing was spent."""
-    for account, place in accounts:
+    for account, place in accounts.metered:
         account.release(held[place], now)
 
 

@@ -80,6 +80,7 @@ NO_CONSTRAINTS: Final = Constraints()
 _CONSTRAINT_HEADERS: Final = {
     b"x-apportion-" + name.encode().replace(b"_", b"-"): name for name in Constraints.__struct_fields__
 }
+_CONSTRAINT_NAMES: Final = frozenset(_CONSTRAINT_HEADERS)
 _MISSING: Final = re.compile(r"Object missing required field `([^`]*)`")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `([^`]*)`")
 
@@ -239,10 +240,8 @@ def parse(request: Request, api: Api) -> Call:
         call.constraints = head.apportion
     if "apportion" in fields:
         del fields["apportion"]
-    for header in headers:
-        if header in _CONSTRAINT_HEADERS:
-            call.constraints = _with_headers(call.constraints, headers)
-            break
+    if not _CONSTRAINT_NAMES.isdisjoint(headers):
+        call.constraints = _with_headers(call.constraints, headers)
     return call
 
 

@@ -313,11 +313,17 @@ async def _whole(run: Run, cap: Cap) -> None:
     done_s = time.perf_counter()
     if exchange.status != 200:
         raise _not_ok(exchange, spoken)
-    body = _decoded(exchange)
+    body = exchange.body()
     try:
         usage, finish, chars = read_usage(spoken, body)
     except ValueError:
-        raise TransportFailure("malformed", "The upstream's answer is not valid JSON.", sent=True) from None
+        body = _decoded(exchange)  # compressed, although it was not asked to be, or broken
+        try:
+            usage, finish, chars = read_usage(spoken, body)
+        except ValueError:
+            raise TransportFailure(
+                "malformed", "The upstream's answer is not valid JSON.", sent=True
+            ) from None
     if usage is None or finish is None:
         wrong = translation.error_in(body)
         if wrong is not None:

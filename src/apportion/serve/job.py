@@ -8,7 +8,6 @@ from typing import Final
 
 import msgspec
 
-from apportion.core.budget import Account
 from apportion.core.decision import Decision
 from apportion.core.option import Option
 from apportion.core.outcome import Status
@@ -16,6 +15,7 @@ from apportion.core.state import State
 from apportion.measure.tokens import most_input_tokens
 from apportion.measure.usage import Usage
 from apportion.serve import books, errors
+from apportion.serve.books import NO_ACCOUNTS, Amounts
 from apportion.serve.call import Call
 from apportion.serve.config.schema import Key
 from apportion.serve.http.server import Responder
@@ -55,6 +55,7 @@ class Job:
         "accounts",
         "attempts",
         "call",
+        "counted",
         "decision",
         "done",
         "dropped",
@@ -107,8 +108,9 @@ class Job:
         """Fields of the request that the endpoint's dialect has no place for."""
         self.route: Route | None = None
         self.decision: Decision | None = None
-        self.accounts: tuple[tuple[Account, int], ...] = ()
-        self.held: tuple[int, ...] | None = None
+        self.counted = False
+        self.accounts = NO_ACCOUNTS
+        self.held: Amounts | None = None
         """The amounts reserved in ``accounts``, while they are."""
         self.sheet = runtime.books.sheet(key.name, group.name)
 
@@ -226,18 +228,21 @@ class Job:
     # the books
 
     def reserve(self, route: Route, cap: Cap) -> None:
-        """Hold the most this attempt may cost, in every account it falls under."""
+        """Hold the most this attempt may cost, in every account it falls under. The first one counts the request."""
         accounts = self.accounts = self.runtime.books.accounts(
             self.key.name, self.group.name, route.endpoint.name
         )
-        if not accounts:
+        if not self.counted:
+            books.count(accounts, self.now)
+            self.counted = True
+        if not accounts.metered:
             return
         call = self.call
         tokens = int(call.body_bytes / _BYTES_PER_TOKEN)
         if call.api_generates:
             out = cap.output_tokens or call.max_output_tokens or self.group.config.expected_output_tokens
             tokens += out * call.n
-        amounts = (1, tokens, cap.most_units or 0, 0, 0)
+        amounts = (tokens, cap.most_units or 0, 0, 0)
         books.reserve(accounts, amounts, self.now)
         self.held = amounts
 

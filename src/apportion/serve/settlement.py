@@ -15,7 +15,6 @@ from typing import Final
 from apportion.core.cost import Cost
 from apportion.core.outcome import Outcome
 from apportion.core.resource import SERVER_SECONDS
-from apportion.serve import books
 from apportion.serve.job import Job
 from apportion.serve.meters import Meters
 from apportion.serve.records import Attempt, Records
@@ -95,8 +94,10 @@ class Settlements:
         held = job.held
         if held is not None:
             job.held = None
-            charged = held[2] if units is None else units
-            books.settle(job.accounts, held, (1, tokens, charged, SERVER_SECONDS.to_units(server_s), 0), now)
+            charged = held[1] if units is None else units
+            amounts = (tokens, charged, SERVER_SECONDS.to_units(server_s), 0)
+            for account, place in job.accounts.metered:
+                account.settle(held[place], amounts[place], now)
         usd = None if units is None else units * 1e-12
         group = job.group
         worth = group.config.worth_usd
