@@ -90,6 +90,8 @@ async def test_usage_in_message_events(gateway: Gateway, upstream: Upstream) -> 
         assert delta["usage"]["output_tokens"] == seen.tokens_out == 8
         start = next(e.json for e in events if e.event == "message_start")
         assert start["message"]["usage"]["input_tokens"] > 0
+        said = [start["message"]["usage"]["input_tokens"], delta["usage"].get("input_tokens")]
+        assert [n for n in said if n is not None][-1] == seen.tokens_in, "the last word is the measured one"
 
 
 @pytest.mark.parametrize("kind", ["openai", "anthropic"])
