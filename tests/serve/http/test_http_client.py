@@ -190,7 +190,11 @@ async def test_an_answer_without_length_ends_with_its_connection(
         (b"HTTP/1.1 200 OK\ncontent-length: 2\n\nok", "hang", "malformed"),
         (b"HTTP/1.1 200 OK\r\nx: a\r\n b\r\ncontent-length: 2\r\n\r\nok", "hang", "malformed"),
         (b"HTTP/1.1 200 OK\r\nx: a\0b\r\ncontent-length: 2\r\n\r\nok", "hang", "malformed"),
-        (b"HTTP/1.1 200 OK\r\n" + b"".join(b"x%d: y\r\n" % i for i in range(300)) + b"\r\n", "hang", "malformed"),
+        (
+            b"HTTP/1.1 200 OK\r\n" + b"".join(b"x%d: y\r\n" % i for i in range(300)) + b"\r\n",
+            "hang",
+            "malformed",
+        ),
     ],
     ids=range(24),
 )
