@@ -521,11 +521,11 @@ class _Messages(Assembler):
         _merge(block, delta)
 
     def _note_usage(self, usage: object) -> None:
-        """Counts are cumulative over the stream, and an event may name only some of them."""
+        """The last count said holds (the first may be an estimate); a zero after it says nothing."""
         for key, value in _dict(usage).items():
             old = self._usage.get(key)
             if isinstance(value, int) and isinstance(old, int):
-                self._usage[key] = max(old, value)
+                self._usage[key] = value or old
             elif value is not None or key not in self._usage:
                 self._usage[key] = value
 

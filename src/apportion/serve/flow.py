@@ -397,7 +397,7 @@ async def _open(run: Run, request: bytes) -> Relay:
                 else run.translation.stream(job.estimate(0, 0, None)),
                 cost_json=partial(_cost_json, run, reader),
                 usage_chunk=partial(_usage_chunk, job, reader)
-                if call.include_usage and run.translation is None
+                if call.include_usage and call.api in ("chat", "completions")
                 else None,
                 error_event=lambda error: translation.error_event(error, call.api, job.request_id),
                 whole_mark=_WHOLE_MARK.get(call.api, b""),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from apportion.measure.usage import Usage
 from apportion.serve.translate.common import JSON, ErrorLike, as_dict, as_list, as_str, sse
 from apportion.serve.translate.common import Stream as BaseStream
 from apportion.serve.translate.errors import error_event
@@ -129,9 +128,9 @@ class Stream(BaseStream):
             return b""
         out = b"" if self._finished else self._finish("end_turn")
         self.ended = True
-        if self._include_usage:
-            usage = usage_of("messages", self._usage)
-            out += sse({**self._head, "choices": [], "usage": chat_usage(usage or Usage())})
+        usage = usage_of("messages", self._usage) if self._include_usage else None
+        if usage is not None:  # an unknown one is not said to be nothing; whoever counts it says it
+            out += sse({**self._head, "choices": [], "usage": chat_usage(usage)})
         return out + b"data: [DONE]\n\n"
 
     def error(self, error: ErrorLike) -> bytes:
