@@ -24,11 +24,15 @@ class ControlError(ApportionError):
     code = "not_running"
 
 
-def run_directory(port: int) -> Path:
-    """Where the proxy on ``port`` keeps its sockets; made, and made private, if it is not there."""
+def run_directory(port: int, *, make: bool = True) -> Path:
+    """Where the proxy on ``port`` keeps its sockets; made, and made private, if it is not there and ``make``."""
     base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
     root = Path(base) / f"apportion-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
+    path = root / str(port)
+    if make:
+        root.mkdir(mode=0o700, exist_ok=True)
+    elif not os.path.lexists(root):
+        return path
     found = root.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise ControlError(
@@ -36,8 +40,8 @@ def run_directory(port: int) -> Path:
             field="XDG_RUNTIME_DIR",
             fix="Remove it, or set XDG_RUNTIME_DIR to a private directory.",
         )
-    path = root / str(port)
-    path.mkdir(mode=0o700, exist_ok=True)
+    if make:
+        path.mkdir(mode=0o700, exist_ok=True)
     return path
 
 
@@ -55,7 +59,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def request(path: str, payload: object = None, *, port: int, timeout_s: float = 600.0) -> dict[str, Any]:
     """POST ``payload`` to the proxy on ``port``; its JSON answer. Raises ``ControlError`` if none is running."""
-    connection = _UnixConnection(run_directory(port) / "control.sock", timeout_s)
+    connection = _UnixConnection(run_directory(port, make=False) / "control.sock", timeout_s)
     try:
         connection.request("POST", path, body=msgspec.json.encode(payload), headers={"host": "localhost"})
         return msgspec.json.decode(connection.getresponse().read(), type=dict[str, Any])

@@ -169,6 +169,7 @@ class Supervisor:
         self._processes: list[_Process] = []
         self._control: Server | None = None
         self._control_path: Path | None = None
+        self._control_inode = 0
         self._placeholder: socket.socket | None = None
         self._reloading = asyncio.Lock()
         self._later: set[asyncio.Task[None]] = set()
@@ -193,6 +194,7 @@ class Supervisor:
         self._control_path = run_directory(port) / "control.sock"
         self._control_path.unlink(missing_ok=True)
         await self._control.listen_unix(str(self._control_path))
+        self._control_inode = self._control_path.stat().st_ino
         return Ready(host, port, self.config)
 
     def _check_address(self, host: str, port: int) -> None:
@@ -305,7 +307,7 @@ class Supervisor:
         if self._control is not None:
             await self._control.drain(0.1)
         if self._control_path is not None:
-            self._control_path.unlink(missing_ok=True)
+            _remove(self._control_path, self._control_inode)
         if self._placeholder is not None:
             self._placeholder.close()
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -344,6 +346,14 @@ def _changes(before: Config, after: Config) -> list[str]:
     rest = ("http", "prices", "budgets", "pricer", "unknown_price", "records", "log")
     found += [f"{name} changed" for name in rest if getattr(before, name) != getattr(after, name)]
     return found
+
+
+def _remove(socket_path: Path, inode: int) -> None:
+    """Remove a control socket and its directory, unless a successor on the same port has put its own there."""
+    with contextlib.suppress(OSError):
+        if socket_path.stat().st_ino == inode:
+            socket_path.unlink()
+            socket_path.parent.rmdir()
 
 
 async def _run(config: Config, config_path: Path | None, on_ready: Callable[[Ready], None]) -> int:
