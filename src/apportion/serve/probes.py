@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 from collections.abc import Iterable
 from typing import Final
@@ -34,22 +35,25 @@ def reported_load(text: str, slots: int | None) -> float | None:
     With known ``slots``: (running + waiting) / slots. Else the share of the key-value cache in use, plus one for
     every request that waits (waiting means that it is full).
     """
-    sums: dict[str, float] = {}
-    for name, value in _LINE.findall(text):
+    found: dict[str, list[float]] = {}
+    for name, text_value in _LINE.findall(text):
         try:
-            sums[name] = sums.get(name, 0.0) + float(value)
+            value = float(text_value)
         except ValueError:
             continue
-    running, waiting, cache = (_first(sums, names) for names in (_RUNNING, _WAITING, _CACHE))
-    if slots and (running is not None or waiting is not None):
-        return ((running or 0.0) + (waiting or 0.0)) / slots
-    if cache is not None or waiting is not None:
-        return (cache or 0.0) + (waiting or 0.0)
+        if 0.0 <= value < math.inf:
+            found.setdefault(name, []).append(value)
+    running, waiting, cache = (_first(found, names) for names in (_RUNNING, _WAITING, _CACHE))
+    if slots and (running or waiting):
+        return (sum(running) + sum(waiting)) / slots
+    if cache or waiting:
+        # Several engines behind one address each report their own share.
+        return (sum(cache) / len(cache) if cache else 0.0) + sum(waiting)
     return None
 
 
-def _first(sums: dict[str, float], names: Iterable[str]) -> float | None:
-    return next((sums[name] for name in names if name in sums), None)
+def _first(found: dict[str, list[float]], names: Iterable[str]) -> list[float]:
+    return next((found[name] for name in names if name in found), [])
 
 
 class Probes:
