@@ -49,7 +49,7 @@ class Wire:
             self.writer.write(piece)
             await self.writer.drain()
             if len(pieces) > 1:
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.002)
 
     def reset(self) -> None:
         """Close with a reset in place of an end."""
