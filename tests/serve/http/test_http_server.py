@@ -921,10 +921,16 @@ async def test_too_many_connections(serve: Serve, connect: Connect) -> None:
     server = await serve(max_connections=3)
     clients = [await connect(server) for _ in range(3)]
     await until(lambda: len(server.connections) == 3)
-    refused = await connect(server)
-    status, headers, _ = await refused.answer()
-    assert (status, headers["x-apportion-error"], headers["retry-after"]) == (503, "gateway_overloaded", "1")
-    await refused.closed()
+    for _ in range(20):
+        refused = await connect(server)
+        await refused.send(post(b"x" * 100_000, b"content-length: 100000"))
+        status, headers, _ = await refused.answer()
+        assert (status, headers["x-apportion-error"], headers["retry-after"]) == (
+            503,
+            "gateway_overloaded",
+            "1",
+        )
+        await refused.closed()
     clients.pop().reset()
     await until(lambda: len(server.connections) == 2)
     clients.append(await connect(server))
