@@ -297,9 +297,13 @@ async def _whole(run: Run, cap: Cap) -> None:
     exchange = Exchange(loop, run.timeouts)
     try:
         pool = run.pool()
-        reused = await pool.send(exchange, request)
+        connection = pool.take()
+        if connection is not None:
+            connection.run(exchange, request)
+        else:
+            await pool.send(exchange, request)
         await exchange.done
-        if exchange.failure is not None and stale(exchange, reused):
+        if exchange.failure is not None and stale(exchange, connection is not None):
             exchange = Exchange(loop, run.timeouts)
             await pool.send(exchange, request, fresh=True)
             await exchange.done

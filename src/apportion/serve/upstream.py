@@ -175,10 +175,11 @@ class Endpoint:
 
     def available(self, now_s: float) -> bool:
         """Whether a request may go there now."""
+        circuit = self.circuit
         return (
             self.pool is not None
             and self.healthy
-            and self.circuit.allows(now_s)
+            and (circuit.state == "closed" or circuit.allows(now_s))
             and now_s >= self.rests_until_s
         )
 

@@ -91,7 +91,8 @@ def parse(text: str, name: str) -> tuple[Node | None, list[Problem]]:
         # Not str(error): it quotes the text around the place, which may hold a secret.
         mark = error.problem_mark or error.context_mark
         message = f"not valid YAML: {error.problem or error.context or 'unreadable'}."
-        quote = mark is not None and "${" in text.split("\n")[mark.line]
+        lines = text.splitlines()
+        quote = mark is not None and mark.line < len(lines) and "${" in lines[mark.line]
         refuse(mark.line + 1 if mark else None, message, 'Quote it: "${NAME}".' if quote else None)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1

@@ -479,7 +479,7 @@ class Pool:
         """
         if fresh:
             self._drop_idle()
-        connection = self._take()
+        connection = self.take()
         if connection is None:
             connection = await self._open(exchange.timeouts.connect_s)
         connection.run(exchange, request)
@@ -490,7 +490,8 @@ class Pool:
             connection.close()
         self._idle.clear()
 
-    def _take(self) -> ClientConnection | None:
+    def take(self) -> ClientConnection | None:
+        """A free connection, the last used first; None if there is none."""
         idle = self._idle
         while idle:
             connection = idle.pop()

@@ -35,6 +35,7 @@ _BODY_RATE_BYTES_PER_S: Final = 65536
 _LINGER_S: Final = 2.0
 """How long a refused upload is read and thrown away, so that the client sees the answer and no reset."""
 _PIPELINE: Final = 64
+_SPLIT: Final[dict[bytes, tuple[str, str]]] = {}
 _HIGH_WATER_BYTES: Final = 256 * 1024
 
 
@@ -60,10 +61,8 @@ class Request:
         self, method: str, target: bytes, version: str, headers: dict[bytes, bytes], keep_alive: bool
     ) -> None:
         self.method = method
-        raw_path, _, query = target.partition(b"?")
-        path = raw_path.decode("latin-1")
-        self.path = unquote(path, errors="replace") if "%" in path else path
-        self.query = query.decode("latin-1")
+        split = _SPLIT.get(target)
+        self.path, self.query = split if split is not None else _split(target)
         self.version = version
         self.headers = headers
         self.keep_alive = keep_alive
@@ -604,6 +603,16 @@ class Server:
         for connection in tuple(self.connections):
             connection.tick(now_s)
         self._timer = self.loop.call_later(0.5, self._tick)
+
+
+def _split(target: bytes) -> tuple[str, str]:
+    """Path, decoded, and query of a target; those seen first are remembered, as most targets are a few."""
+    raw_path, _, raw_query = target.partition(b"?")
+    path = raw_path.decode("latin-1")
+    split = (unquote(path, errors="replace") if "%" in path else path, raw_query.decode("latin-1"))
+    if len(_SPLIT) < 256 and len(target) < 128:
+        _SPLIT[target] = split
+    return split
 
 
 def _origin_form(target: bytes) -> bytes:
