@@ -121,6 +121,10 @@ class TokenPrice:
         request, rate_in, rate_out = self._most(input_tokens, cache_writes)
         return request + input_tokens * rate_in + output_tokens * rate_out
 
+    def flat_rates(self) -> tuple[int, int, int] | None:
+        """The most that a request, an input token and an output token can cost; None if that depends on the size."""
+        return None if self.tiers else self._most(0, True)
+
     def output_tokens_within(
         self, usd_units: int, input_tokens: int, *, cache_writes: bool = True, most: int = 2**31 - 1
     ) -> int:

@@ -34,10 +34,12 @@ class Accounts(NamedTuple):
 
     counted: tuple[Account, ...]
     metered: tuple[tuple[Account, int], ...]
+    usd: tuple[Account, ...]
+    """Those of ``metered`` that are in dollars."""
 
 
 Amounts = tuple[int, ...]
-NO_ACCOUNTS: Final = Accounts((), ())
+NO_ACCOUNTS: Final = Accounts((), (), ())
 
 
 class Sheet:
@@ -130,6 +132,7 @@ class Books:
             found = self._accounts[at] = Accounts(
                 tuple(a for a in hard if a.resource == "requests"),
                 tuple((a, _PLACES.get(a.resource, _ELSE)) for a in hard if a.resource != "requests"),
+                tuple(a for a in hard if a.resource == "usd"),
             )
         return found
 
@@ -155,10 +158,9 @@ class Books:
 def usd_left_units(accounts: Accounts, now: float) -> int | None:
     """Pico-dollars that the dollar budgets among ``accounts`` still allow; None without any."""
     left: int | None = None
-    for account, place in accounts.metered:
-        if place == 1:
-            units = account.available_units(now)
-            left = units if left is None or units < left else left
+    for account in accounts.usd:
+        units = account.available_units(now)
+        left = units if left is None or units < left else left
     return left
 
 

@@ -73,9 +73,10 @@ async def answer(job: Job, rng: random.Random, settlements: Settlements) -> None
     tried: list[Route] = []
     failed: UpstreamAnswer | TransportFailure | None = None
     while True:
-        if job.runtime.books.caps_usd:
-            settlements.flush()  # what is spent must be known before what is left can be promised
         routes, caps = _feasible(job, tried)
+        if job.tight and settlements.flush():
+            # What others have spent must be known before less than was asked for is promised.
+            routes, caps = _feasible(job, tried)
         if not routes and tried:
             tried.clear()
             wait_s = backoff_s(job.tries - 1, retries.backoff_s, retries.max_backoff_s, rng)

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from apportion.core.budget import Account
 from apportion.core.decision import Decision
 from apportion.core.option import Option
 from apportion.core.outcome import Status
@@ -52,6 +53,7 @@ class Job:
     """A parsed request, who asked, what was decided for it, and what it cost."""
 
     __slots__ = (
+        "_tokens_in",
         "accounts",
         "attempts",
         "call",
@@ -74,6 +76,7 @@ class Job:
         "sheet",
         "started_s",
         "status",
+        "tight",
         "tries",
         "upstream_s",
     )
@@ -109,6 +112,9 @@ class Job:
         self.route: Route | None = None
         self.decision: Decision | None = None
         self.counted = False
+        self.tight = False
+        """Whether dollar limits had to be looked at closely."""
+        self._tokens_in: int | None = -1
         self.accounts = NO_ACCOUNTS
         self.held: Amounts | None = None
         """The amounts reserved in ``accounts``, while they are."""
@@ -116,25 +122,32 @@ class Job:
 
     # what may be chosen
 
+    def tokens_in(self) -> int | None:
+        """The most input tokens the request can have; None where it does not tell."""
+        if self._tokens_in == -1:
+            self._tokens_in = most_input_tokens(self.call.request.body)
+        return self._tokens_in
+
     def cap(self, route: Route) -> Cap | None:
         """What ``route`` may produce under the dollar limits; None if not even the least fits."""
         call = self.call
         limit = call.constraints.max_usd
-        if limit is None and not self.runtime.books.caps_usd:
-            return NO_CAP
         accounts = self.runtime.books.accounts(self.key.name, self.group.name, route.endpoint.name)
+        if limit is None:
+            if not accounts.usd:
+                return NO_CAP
+            most = self._roomy(route, accounts.usd)
+            if most is not None:
+                return Cap(None, None, most)
+        self.tight = True
         left = books.usd_left_units(accounts, self.now)
-        if left is None and limit is None:
-            return NO_CAP
-        units = left if left is not None else int(limit * _PICO) if limit is not None else 0
-        if limit is not None:
-            units = min(units, int(limit * _PICO))
+        units = int(limit * _PICO) if limit is not None else left or 0
+        if left is not None and left < units:
+            units = left
         if route.machine is not None:
             return Cap(None, units * 3600 / route.machine.hour, units) if route.machine.hour else NO_CAP
-        if route.price is None:
-            return None
-        tokens_in = most_input_tokens(call.request.body)
-        if tokens_in is None:
+        tokens_in = self.tokens_in()
+        if route.price is None or tokens_in is None:
             return None
         if not call.api_generates:
             most = route.price.most_units(tokens_in, 0)
@@ -150,6 +163,20 @@ class Job:
         changed = call.max_output_tokens is None or tokens_out < call.max_output_tokens
         return Cap(tokens_out if changed else None, None, most)
 
+    def _roomy(self, route: Route, accounts: tuple[Account, ...]) -> int | None:
+        """The most that a request capped by its client can cost, if every account has more than that; else None.
+
+        The levels may be older than now: they only rise with time.
+        """
+        asked, flat, tokens_in = self.call.max_output_tokens, route.flat, self.tokens_in()
+        if asked is None or flat is None or tokens_in is None:
+            return None
+        most = flat[0] + tokens_in * flat[1] + asked * self.call.n * flat[2]
+        for account in accounts:
+            if account.level_units < most:
+                return None
+        return most
+
     def unaffordable(self, routes: Sequence[Route]) -> errors.GatewayError:
         """Why none of ``routes`` fits the dollar limits, and the least that one would cost."""
         limit = self.call.constraints.max_usd
@@ -161,7 +188,7 @@ class Job:
                 fix="Give the endpoint a price, or say what to assume (unknown_price).",
                 details={"constraint": "budget" if hard else "max_usd", "best": None},
             )
-        tokens_in = most_input_tokens(self.call.request.body)
+        tokens_in = self.tokens_in()
         if tokens_in is None:
             return errors.ConstraintError(
                 "A hard dollar limit applies and the cost of this input cannot be bounded "

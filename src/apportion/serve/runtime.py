@@ -43,6 +43,7 @@ class Route:
         "_spoken",
         "action",
         "endpoint",
+        "flat",
         "header",
         "machine",
         "mean_server_s",
@@ -74,6 +75,8 @@ class Route:
         self.action = endpoint.name if target.model is None else f"{endpoint.name}/{self.model}"
         self.price: TokenPrice | None = price if isinstance(price, TokenPrice) else None
         self.machine: MachinePrice | None = price if isinstance(price, MachinePrice) else None
+        self.flat = self.price.flat_rates() if self.price is not None else None
+        """The most a request, an input and an output token cost, in pico-dollars; None where that depends."""
         self.quality = target.quality
         self.weight = target.weight
         self.ttft_s = target.ttft_s
