@@ -46,8 +46,8 @@ def show_duration(seconds: float) -> str:
         number = seconds / _DURATIONS_S[unit]
         if number.is_integer():
             return f"{int(number)}{unit}"
-    milliseconds = seconds * 1000
-    return f"{round(milliseconds)}ms" if abs(milliseconds - round(milliseconds)) < 1e-9 else f"{seconds:g}s"
+    milliseconds = round(seconds * 1000)
+    return f"{milliseconds}ms" if milliseconds / 1000 == seconds else f"{seconds!r}s"
 
 
 def show_size(size: int) -> str:
