@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -153,6 +154,28 @@ def test_an_event_without_end_is_refused() -> None:
         assert splitter.feed(piece) == []
     with pytest.raises(sse.EventTooLarge):
         splitter.feed(piece)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_a_long_event_is_not_read_again_with_each_piece(end: bytes) -> None:
+    """Bytes handled, not time: whatever a piece costs may not grow with what came before it."""
+    splitter = sse.Splitter()
+    piece = b"x" * 1000
+    tracemalloc.start()
+    try:
+        for _ in range(4000):
+            splitter.feed(piece)
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        splitter.feed(piece)
+        copied = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert copied < 1_000_000, "the four megabytes that wait are not copied"
+    assert splitter.feed(end) == []
+    events = splitter.feed(end + b"data: b")
+    assert events == [piece * 4001 + b"\n\n"]
+    assert splitter.rest() == b"data: b\n\n"
 
 
 @given(st.lists(st.binary(max_size=40), max_size=20))

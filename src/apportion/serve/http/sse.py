@@ -23,7 +23,7 @@ class Splitter:
     __slots__ = ("_begun", "_carriage", "_tail")
 
     def __init__(self) -> None:
-        self._tail = b""
+        self._tail = bytearray()
         self._carriage = False
         self._begun = False
 
@@ -34,20 +34,20 @@ class Splitter:
         if data and (b"\r" in data or self._carriage):
             data = self._normalise(data)
         tail = self._tail
+        start = 0
         if tail:
-            data = tail + data
-            start = max(0, len(tail) - 1)
-        else:
-            start = 0
+            # Only the seam and what is new are searched, and a long event is put together once, at its end.
+            seam = data.startswith(b"\n") and tail.endswith(b"\n")
+            if not seam and b"\n\n" not in data:
+                return self._wait(data)
+            start = len(tail) - 1
+            tail += data
+            data = bytes(tail)
+            tail.clear()
         end = data.find(b"\n\n", start)
         if end < 0:
-            if len(data) > MAX_EVENT_BYTES:
-                raise EventTooLarge
-            self._tail = data
-            return []
-        size = len(data)
-        if end + 2 == size:
-            self._tail = b""
+            return self._wait(data)
+        if end + 2 == len(data):
             return [data]
         events = []
         begin = 0
@@ -55,21 +55,28 @@ class Splitter:
             events.append(data[begin : end + 2])
             begin = end + 2
             end = data.find(b"\n\n", begin)
-        self._tail = data[begin:]
+        tail += data[begin:]
         return events
 
+    def _wait(self, data: bytes) -> list[bytes]:
+        if len(self._tail) + len(data) > MAX_EVENT_BYTES:
+            raise EventTooLarge
+        self._tail += data
+        return []
+
     def _begin(self, data: bytes) -> bytes:
-        data = self._tail + data
-        self._tail = b""
+        data = bytes(self._tail) + data
+        self._tail.clear()
         if data and _BOM.startswith(data[:3]) and len(data) < 3:
-            self._tail = data
+            self._tail += data
             return b""
         self._begun = bool(data)
         return data.removeprefix(_BOM)
 
     def rest(self) -> bytes:
         """What is left when the stream has ended: a last event without its blank line, or nothing."""
-        tail, self._tail = self._tail, b""
+        tail = bytes(self._tail)
+        self._tail.clear()
         return tail.rstrip(b"\n") + b"\n\n" if tail.strip() else b""
 
     def _normalise(self, data: bytes) -> bytes:
