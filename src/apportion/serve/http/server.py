@@ -357,6 +357,12 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_count += 1
+        # Not at the end of the head: names that come again are joined, which a flood of them would make slow.
+        if self._header_count > self.server.limits.header_count and self._in_head:
+            limit = self.server.limits.header_count
+            raise errors.HeadersTooLargeError(
+                f"The request has more than {limit} headers.", fix=f"Send at most {limit}."
+            )
         name = name.lower()
         headers = self._headers
         if name in headers:
@@ -373,10 +379,6 @@ class Connection(asyncio.Protocol):
         limits = self.server.limits
         headers = self._headers
         self._headers = _NO_TRAILERS
-        if self._header_count > limits.header_count:
-            raise errors.HeadersTooLargeError(
-                f"The request has {self._header_count} headers.", fix=f"Send at most {limits.header_count}."
-            )
         if self._head_bytes or self._packet_bytes > limits.header_bytes:
             size = len(self._target) + sum(map(len, headers)) + sum(map(len, headers.values()))
             if size > limits.header_bytes:
