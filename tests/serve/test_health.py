@@ -26,6 +26,9 @@ class CircuitMachine(RuleBasedStateMachine):
         self.open_until: float | None = None
         self.open_for = 0.0
         self.trial_since: float | None = None
+        self.openings = 0
+        self.running: list[tuple[float, int]] = []
+        """When each request began, and how often the circuit had opened by then."""
 
     @property
     def may_pass(self) -> bool:
@@ -43,19 +46,26 @@ class CircuitMachine(RuleBasedStateMachine):
     @rule()
     def begin(self) -> None:
         self.circuit.begin(self.now)
+        self.running.append((self.now, self.openings))
         if self.open_until is not None:
             self.trial_since = self.now
 
-    @rule()
-    def succeed(self) -> None:
-        self.circuit.succeeded()
-        if self.open_until is not None:
+    @precondition(lambda self: self.running)
+    @rule(which=st.integers(0, 100))
+    def succeed(self, which: int) -> None:
+        started, opening = self.running.pop(which % len(self.running))
+        self.circuit.succeeded(started_s=started)
+        if self.open_until is not None and opening == self.openings:
             self.failures, self.open_until, self.trial_since, self.open_for = [], None, None, 0.0
 
-    @rule(wait_s=st.none() | st.floats(0.0, 100.0))
-    def fail(self, wait_s: float | None) -> None:
+    @precondition(lambda self: self.running)
+    @rule(which=st.integers(0, 100), wait_s=st.none() | st.floats(0.0, 100.0))
+    def fail(self, which: int, wait_s: float | None) -> None:
+        started, opening = self.running.pop(which % len(self.running))
         half_open = self.circuit.state == "half_open"
-        self.circuit.failed(self.now, wait_s=wait_s)
+        self.circuit.failed(self.now, wait_s=wait_s, started_s=started)
+        if opening < self.openings:
+            return
         self.failures.append(self.now)
         recent = [t for t in self.failures[-CONFIG.failures :] if self.now - t <= CONFIG.window_s]
         if half_open or (self.open_until is None and len(recent) == CONFIG.failures):
@@ -63,11 +73,15 @@ class CircuitMachine(RuleBasedStateMachine):
             self.open_until = self.now + min(CONFIG.max_open_s, max(self.open_for, wait_s or 0.0))
             self.trial_since = None
             self.failures = []
+            self.openings += 1
 
-    @rule()
-    def cancel(self) -> None:
-        self.circuit.cancelled()
-        self.trial_since = None
+    @precondition(lambda self: self.running)
+    @rule(which=st.integers(0, 100))
+    def cancel(self, which: int) -> None:
+        started, opening = self.running.pop(which % len(self.running))
+        self.circuit.cancelled(started_s=started)
+        if opening == self.openings and started == self.trial_since:
+            self.trial_since = None
 
     @invariant()
     def agrees(self) -> None:
@@ -113,7 +127,6 @@ def test_failures_spread_over_time_do_not_open_it() -> None:
     for i in range(50):
         circuit.failed(i * 5.1)
         assert circuit.state == "closed"
-    assert circuit.consecutive == 50
 
 
 def test_what_the_endpoint_asks_for_is_given_within_reason() -> None:
@@ -133,6 +146,53 @@ def test_a_trial_that_never_reports_back_does_not_lock_it() -> None:
     assert circuit.allows(8.1)
     circuit.cancelled()
     assert circuit.allows(4.5), "one that was cancelled frees the place at once"
+
+
+def opened(now: float) -> Circuit:
+    """One that opened at ``now``."""
+    circuit = Circuit(CONFIG)
+    for _ in range(3):
+        circuit.failed(now, started_s=now)
+    assert circuit.state == "open"
+    return circuit
+
+
+def test_what_began_before_it_opened_changes_nothing() -> None:
+    circuit = opened(10.0)
+    circuit.succeeded(started_s=9.0)
+    assert circuit.state == "open"
+    circuit.begin(14.0)
+    circuit.cancelled(started_s=9.0)
+    assert not circuit.allows(14.1), "the trial's place is taken still"
+    circuit.failed(14.1, started_s=9.0)
+    circuit.succeeded(started_s=9.5)
+    assert circuit.state == "half_open"
+    circuit.succeeded(started_s=14.0)
+    assert circuit.state == "closed"
+    for _ in range(5):
+        circuit.failed(14.2, started_s=9.9)
+    assert circuit.state == "closed", "old failures do not open it again"
+
+
+def test_a_trial_slower_than_the_open_time_still_closes_it() -> None:
+    """The next trial has begun by then; were only its result heard, a slow endpoint would stay out for ever."""
+    circuit = opened(10.0)
+    circuit.begin(14.0)
+    circuit.begin(18.5)
+    circuit.cancelled(started_s=14.0)
+    assert not circuit.allows(18.6)
+    circuit.succeeded(started_s=14.0)
+    assert circuit.state == "closed"
+
+
+def test_a_trial_of_an_earlier_opening_is_not_heard() -> None:
+    circuit = opened(10.0)
+    circuit.begin(14.0)
+    circuit.begin(18.5)
+    circuit.failed(19.0, started_s=18.5)
+    assert circuit.retry_in_s(19.0) == 8.0
+    circuit.succeeded(started_s=14.0)
+    assert circuit.state == "open"
 
 
 # --- server-seconds ---------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 Closed: requests pass. Enough failures within the window open it: nothing passes until ``open_s`` is over. Then
 one request may try (half open): if it succeeds the circuit closes, else it opens again for twice as long. The
 breaker does not care how many endpoints a model has: with one, opening means answering 503 at once in place of
-hammering a dead server.
+hammering a dead server. What was begun before the circuit opened tells nothing about the endpoint since: with the
+time it began at (``started_s``), a result that comes late neither closes the circuit nor frees the trial's place.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ class Circuit:
         "_opened_for_s",
         "_trial_s",
         "_until_s",
-        "consecutive",
         "on_change",
         "state",
     )
@@ -40,7 +40,6 @@ class Circuit:
         self._opened_for_s = 0.0
         self._trial_s: float | None = None
         self.state: BreakerState = "closed"
-        self.consecutive = 0
 
     def allows(self, now_s: float) -> bool:
         """Whether a request may go there now."""
@@ -52,15 +51,14 @@ class Circuit:
         return self._trial_s is None or now_s - self._trial_s > self._opened_for_s
 
     def begin(self, now_s: float) -> None:
-        """A request goes there; after an open time it is the one trial."""
+        """A request goes there; after an open time it is the one trial. Its results name this time."""
         if self.state != "closed":
             self.state = "half_open"
             self._trial_s = now_s
 
-    def succeeded(self) -> None:
-        """An answer came."""
-        self.consecutive = 0
-        if self.state != "closed":
+    def succeeded(self, *, started_s: float | None = None) -> None:
+        """An answer came, to the request begun at ``started_s``."""
+        if self.state != "closed" and (started_s is None or started_s >= self._until_s):
             self.state = "closed"
             self._opened_for_s = 0.0
             self._trial_s = None
@@ -68,19 +66,21 @@ class Circuit:
             if self.on_change is not None:
                 self.on_change("closed")
 
-    def failed(self, now_s: float, *, wait_s: float | None = None) -> None:
+    def failed(self, now_s: float, *, wait_s: float | None = None, started_s: float | None = None) -> None:
         """A failure that is the endpoint's own. ``wait_s``: how long it asked to be left alone."""
+        if started_s is not None and started_s < self._until_s:
+            return
         config = self._config
-        self.consecutive += 1
         failures = self._failures
         failures.append(now_s)
         full = len(failures) == config.failures and now_s - failures[0] <= config.window_s
         if self.state == "half_open" or (self.state == "closed" and full):
             self._open(now_s, wait_s)
 
-    def cancelled(self) -> None:
+    def cancelled(self, *, started_s: float | None = None) -> None:
         """The request ended without telling anything about the endpoint."""
-        self._trial_s = None
+        if started_s is None or started_s == self._trial_s:
+            self._trial_s = None
 
     def retry_in_s(self, now_s: float) -> float:
         """Seconds until a request may pass again."""
