@@ -6,8 +6,9 @@ overwritten. Words are made when somebody asks.
 
 from __future__ import annotations
 
+import re
 import secrets
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -15,6 +16,8 @@ from apportion.core.decision import Decision
 from apportion.core.outcome import Status
 from apportion.measure.usage import Usage
 from apportion.serve.call import Constraints
+
+_ID: Final = re.compile(r"dec_([0-9a-f]{2})[0-9a-f]{16}")
 
 
 class Attempt(msgspec.Struct, gc=False):
@@ -106,14 +109,8 @@ class Records:
 
 def owner(id: str) -> int | None:
     """The worker that made a decision id, None if it is none."""
-    body = id.removeprefix("dec_")
-    if len(body) != 18 or not id.startswith("dec_"):
-        return None
-    try:
-        int(body, 16)
-        return int(body[:2], 16)
-    except ValueError:
-        return None
+    found = _ID.fullmatch(id)
+    return int(found[1], 16) if found else None
 
 
 def usd(units: int) -> str:
