@@ -89,8 +89,11 @@ class Route:
         self.usd_out = tokens.output * scale if tokens else 0.0
         self.usd_request = tokens.request * scale if tokens else 0.0
         self._spoken: dict[Api, Api | None] = {}
-        shown = "".join(c for c in self.model if c.isprintable() and c.isascii())
-        self.header = f"x-apportion-model: {shown}\r\nx-apportion-endpoint: {endpoint.name}\r\n"
+        model, name = (
+            "".join(c for c in text if c.isprintable() and c.isascii())
+            for text in (self.model, endpoint.name)
+        )
+        self.header = f"x-apportion-model: {model}\r\nx-apportion-endpoint: {name}\r\n"
         self.meters = RouteMeters(meters, logical, endpoint.name)
 
     @property
