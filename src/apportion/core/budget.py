@@ -95,6 +95,7 @@ class Account:
         "_amount",
         "_at",
         "_end",
+        "_forgiven",
         "_hard",
         "_level",
         "_part",
@@ -118,15 +119,13 @@ class Account:
         self.reserved_units = 0
         self.spent_units = 0
         """Settled since the account was opened."""
+        self._forgiven = 0
+        """Of the overrun, what the next window does not pay for: a smaller budget made it, no spending."""
         self._windows: int | None = None
         self._end = -math.inf if budget.window_s is not None else math.inf
         self._at: int | None = None
         self._part = 0
-        self._rate = 0
-        self._per = 1
-        if budget.refill_per_s is not None:
-            rate = Fraction(str(budget.refill_per_s)) * 10**unit.decimals / _NS
-            self._rate, self._per = rate.numerator, rate.denominator
+        self._rate, self._per = _rate(budget)
 
     def reserve(self, amount_units: int, now: float) -> bool:
         """Hold ``amount_units``; False, and nothing held, if a hard budget has not so much available.
@@ -152,6 +151,19 @@ class Account:
         self.reserved_units -= amount_units
         self.spent_units += amount_units
         return True
+
+    def refund(self, amount_units: int, now: float) -> None:
+        """Take a `spend` of ``amount_units`` back. What an earlier window spent gives nothing to this one."""
+        if not 0 <= amount_units <= self.spent_units:
+            _whole(amount_units)
+            raise AmountError(
+                f"Account {self.budget.name!r} has spent {self.spent_units} units, not {amount_units}.",
+                field="amount_units",
+            )
+        self._advance(now)
+        self.spent_units -= amount_units
+        room = self._amount if self._rate else self._amount - self.reserved_units
+        self._level = min(self._level + amount_units, room)
 
     def settle(self, reserved_units: int, actual_units: int, now: float) -> None:
         """Turn a reservation of ``reserved_units`` into a cost of ``actual_units``."""
@@ -216,9 +228,44 @@ class Account:
         room = self._amount - self.reserved_units - amount_units
         if room < 0 or not self._amount:
             return None
-        owed = max(0, -(self._level + self.reserved_units))
+        owed = max(0, -(self._level + self.reserved_units + self._forgiven))
         windows = 1 + -(-max(0, owed - room) // self._amount)
         return max(0.0, self._end - now) + (windows - 1) * self.budget.window_s
+
+    def change(self, budget: Budget, now: float) -> None:
+        """Go over to another budget of the same resource; reservations stay, and may be settled as ever.
+
+        What is spent stays spent: in the window that ``now`` falls in, or for ever. A budget that is smaller
+        than that is used up until its window ends, and no longer. From or to a bucket, the same share of the
+        amount is left as before.
+        """
+        if budget.resource != self.resource:
+            raise BudgetError(
+                f"Account {self.budget.name!r} is in {self.resource}, budget {budget.name!r} is not.",
+                field="resource",
+            )
+        self._advance(now)
+        before, amount = self._amount, budget.unit.to_units(budget.amount)
+        owed = min(0, self._level + self.reserved_units + self._forgiven)
+        rate, per = _rate(budget)
+        self._forgiven = 0
+        if rate or self._rate:
+            level = self._level
+            if level > 0:
+                level = level * amount // before
+            self._level = level if rate else min(level, amount - self.reserved_units)
+            self._at, self._part = (self._at or int(now * _NS), 0) if rate else (None, 0)
+        else:
+            self._level += amount - before
+            if budget.window_s is not None:
+                self._forgiven = max(0, owed - self._level - self.reserved_units)
+        if budget.window_s is None:
+            self._windows, self._end = None, math.inf
+        elif (budget.window_s, budget.origin_s) != (self.budget.window_s, self.budget.origin_s):
+            self._windows = math.floor((now - budget.origin_s) / budget.window_s)
+            self._end = budget.origin_s + (self._windows + 1) * budget.window_s
+        self.budget, self._hard = budget, budget.hard
+        self._amount, self._rate, self._per = amount, rate, per
 
     def save(self) -> dict[str, Any]:
         """The book as an object that JSON can carry."""
@@ -277,7 +324,8 @@ class Account:
             turned = count - self._windows
         self._windows = count
         self._end = self.budget.origin_s + (count + 1) * window_s
-        unspent = self._level + self.reserved_units
+        unspent = self._level + self.reserved_units + self._forgiven
+        self._forgiven = 0
         fresh = (
             min(self._amount, unspent + turned * self._amount)
             if unspent < 0 and self.budget.hard
@@ -286,7 +334,15 @@ class Account:
         self._level = fresh - self.reserved_units
 
 
-_SAVED = ("_at", "_end", "_level", "_part", "_windows", "reserved_units", "spent_units")
+_SAVED = ("_at", "_end", "_forgiven", "_level", "_part", "_windows", "reserved_units", "spent_units")
+
+
+def _rate(budget: Budget) -> tuple[int, int]:
+    """Units that a bucket gains in a nanosecond, as a fraction; 0 without refill."""
+    if budget.refill_per_s is None:
+        return (0, 1)
+    rate = Fraction(str(budget.refill_per_s)) * 10**budget.unit.decimals / _NS
+    return (rate.numerator, rate.denominator)
 
 
 def _whole(units: int) -> None:

@@ -1,11 +1,12 @@
 """Who pays for a request: the accounts it falls under, and the prices that their budgets make.
 
 Rate limits are budgets with refill (requests or tokens per minute), so there is one mechanism. With several
-workers each keeps an equal share of every hard budget, so that together they never pass it.
+workers each keeps its share of every budget; the shares together are the whole.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -27,6 +28,17 @@ _PER_MINUTE: Final = ("requests_per_minute", "tokens_per_minute")
 
 _FRESH_S: Final = 0.02
 """Prices move at most this often; what is spent in between moves them together (a mini-batch of the dual step)."""
+
+
+class Share(NamedTuple):
+    """Which part of every limit is this worker's."""
+
+    worker: int
+    workers: int
+
+    def of(self, units: int) -> int:
+        """Its part of ``units``: those of all workers add up to the whole."""
+        return units * (self.worker + 1) // self.workers - units * self.worker // self.workers
 
 
 class Accounts(NamedTuple):
@@ -60,6 +72,16 @@ class Sheet:
         if not self._pricers or 0.0 <= now - self._at < _FRESH_S:
             return self._prices
         self._at = now
+        self.flush(now)
+        total = dict(self._outside)
+        for pricer in self._pricers:
+            for name, price in pricer.prices(now).items():
+                total[name] = total.get(name, 0.0) + price
+        self._prices = total
+        return total
+
+    def flush(self, now: float) -> None:
+        """Tell the pricers what was spent since they were told last."""
         if self._count:
             cost = Cost(
                 usd=self._usd, tokens=self._tokens, server_seconds=self._server_s, requests=float(self._count)
@@ -68,12 +90,10 @@ class Sheet:
                 pricer.spend(cost, now, self._value)
             self._count = 0
             self._usd = self._tokens = self._server_s = self._value = 0.0
-        total = dict(self._outside)
-        for pricer in self._pricers:
-            for name, price in pricer.prices(now).items():
-                total[name] = total.get(name, 0.0) + price
-        self._prices = total
-        return total
+
+    def pays(self, outside: Mapping[str, float], pricers: tuple[Pricer, ...]) -> bool:
+        """Whether these are the prices it is made of."""
+        return self._outside == outside and self._pricers == pricers
 
     def spent(self, usd: float | None, tokens: int, server_s: float, value_usd: float, now: float) -> None:
         """Take in what an answer cost and what it bought. Dollars that are unknown move no price."""
@@ -92,27 +112,45 @@ class Sheet:
 
 
 class Books:
-    """The accounts and pricers of one configuration in one worker. Lives on where a reload leaves it equal."""
+    """The accounts and pricers of one configuration in one worker.
 
-    def __init__(self, config: Config, workers: int) -> None:
-        self._by_scope: dict[str, list[Account]] = {}
-        self._pricers: dict[str, Pricer] = {}
+    Those of ``previous`` live on, as the same objects, so that what is under way settles where it reserved:
+    accounts by scope, name and resource, changed to their new budget; pricers and sheets where nothing about
+    them changed. Learned prices of budgets that stay are kept in any case.
+    """
+
+    def __init__(
+        self, config: Config, workers: int, previous: Books | None = None, *, worker: int = 0
+    ) -> None:
+        now = time.time()
+        share = Share(worker, workers)
         self._outside: dict[str, float] = {"usd": 1.0, **config.prices}
         self._accounts: dict[tuple[str, str, str], Accounts] = {}
-        self._sheets: dict[tuple[str, str], Sheet] = {}
         scoped: dict[str, list[Budget]] = {}
         for entry in config.all_budgets():
             scopes = [f"key:{k.name}" for k in config.keys] if entry.scope == "key" else [entry.scope]
             for scope in scopes:
-                budget = _budget(entry, scope, workers)
-                self._by_scope.setdefault(scope, []).append(Account(budget))
-                scoped.setdefault(scope, []).append(budget)
+                scoped.setdefault(scope, []).append(_budget(entry, scope, share))
+        self._pricers = {
+            scope: _pricer(budgets, config.pricer, previous._pricers.get(scope) if previous else None)
+            for scope, budgets in scoped.items()
+            if not scope.startswith("endpoint:")
+        }
         for key in config.keys:
-            scope = f"key:{key.name}"
-            self._by_scope.setdefault(scope, []).extend(Account(b) for b in _limits(key, workers))
-        for scope, budgets in scoped.items():
-            if not scope.startswith("endpoint:"):
-                self._pricers[scope] = _pricer(budgets, config.pricer)
+            scoped.setdefault(f"key:{key.name}", []).extend(_limits(key, share))
+        open_: dict[tuple[str, str, str], Account] = {}
+        if previous is not None:
+            open_ = {_identity(a.budget): a for found in previous._by_scope.values() for a in found}
+        self._by_scope: dict[str, list[Account]] = {
+            scope: [_account(budget, open_.pop(_identity(budget), None), now) for budget in budgets]
+            for scope, budgets in scoped.items()
+        }
+        self._sheets: dict[tuple[str, str], Sheet] = {}
+        if previous is not None:
+            for at, sheet in previous._sheets.items():
+                sheet.flush(now)
+                if sheet.pays(self._outside, self._pricers_of(*at)):
+                    self._sheets[at] = sheet
 
         self.caps_usd = any(
             a.resource == "usd" and a.budget.hard for found in self._by_scope.values() for a in found
@@ -141,10 +179,12 @@ class Books:
         at = (key, model)
         found = self._sheets.get(at)
         if found is None:
-            scopes = ("all", f"key:{key}", f"model:{model}")
-            pricers = tuple(self._pricers[scope] for scope in scopes if scope in self._pricers)
-            found = self._sheets[at] = Sheet(self._outside, pricers)
+            found = self._sheets[at] = Sheet(self._outside, self._pricers_of(key, model))
         return found
+
+    def _pricers_of(self, key: str, model: str) -> tuple[Pricer, ...]:
+        scopes = ("all", f"key:{key}", f"model:{model}")
+        return tuple(self._pricers[scope] for scope in scopes if scope in self._pricers)
 
     def rates(self, key: Key) -> tuple[tuple[Account, str], ...]:
         """The accounts of a key's limits per minute, each with the header line that states the limit."""
@@ -165,9 +205,15 @@ def usd_left_units(accounts: Accounts, now: float) -> int | None:
 
 
 def count(accounts: Accounts, now: float) -> None:
-    """Count one request. Raises the error of the first account that refuses it."""
-    for account in accounts.counted:
+    """Count one request in all its accounts.
+
+    Raises the error of the first that refuses it, counting it in none.
+    """
+    counted = accounts.counted
+    for index, account in enumerate(counted):
         if not account.spend(1, now):
+            for other in counted[:index]:
+                other.refund(1, now)
             raise _refused(account, 1, now)
 
 
@@ -190,37 +236,56 @@ def release(accounts: Accounts, held: Amounts, now: float) -> None:
         account.release(held[place], now)
 
 
-def _budget(entry: BudgetConfig, scope: str, workers: int) -> Budget:
+def _identity(budget: Budget) -> tuple[str, str, str]:
+    return (budget.scope, budget.name, budget.resource)
+
+
+def _account(budget: Budget, open_: Account | None, now: float) -> Account:
+    if open_ is None:
+        return Account(budget)
+    if open_.budget != budget:
+        open_.change(budget, now)
+    return open_
+
+
+def _budget(entry: BudgetConfig, scope: str, share: Share) -> Budget:
     unit = resource(entry.resource)
     return Budget(
         name=entry.name,
         resource=entry.resource,
-        # Rounded down, so that the shares together are never more than the whole.
-        amount=unit.from_units(unit.to_units(entry.amount) // workers),
+        amount=unit.from_units(share.of(unit.to_units(entry.amount))),
         window_s=entry.window if entry.refill_per_s is None else None,
-        refill_per_s=None if entry.refill_per_s is None else entry.refill_per_s / workers,
+        refill_per_s=None if entry.refill_per_s is None else entry.refill_per_s / share.workers,
         scope=scope,
         hard=entry.hard,
     )
 
 
-def _limits(key: Key, workers: int) -> Iterable[Budget]:
+def _limits(key: Key, share: Share) -> Iterable[Budget]:
     for field in _PER_MINUTE:
         limit = getattr(key.limits, field)
         if limit is not None:
             yield Budget(
                 name=field,
                 resource=field.partition("_")[0],
-                amount=max(1, limit // workers),
-                refill_per_s=limit / workers / 60.0,
+                amount=share.of(limit),
+                refill_per_s=limit / share.workers / 60.0,
                 scope=f"key:{key.name}",
             )
 
 
-def _pricer(budgets: list[Budget], config: PricerConfig) -> Pricer:
+def _pricer(budgets: list[Budget], config: PricerConfig, previous: Pricer | None) -> Pricer:
     given: dict[str, Any] = {"step": config.step, "cap": config.cap}
     given = {name: value for name, value in given.items() if value is not None}
-    return Pricer(budgets, update=config.update, outside={}, **given)
+    made = Pricer(budgets, update=config.update, outside={}, **given)
+    if previous is None:
+        return made
+    if all(getattr(previous, name) == getattr(made, name) for name in ("budgets", *Pricer.constraints)):
+        return previous
+    kept = {budget.name for budget in made.budgets if budget in previous.budgets}
+    saved = previous.save()
+    made.load({**saved, "duals": {name: dual for name, dual in saved["duals"].items() if name in kept}})
+    return made
 
 
 def _refused(account: Account, wanted_units: int, now: float) -> errors.GatewayError:

@@ -53,6 +53,9 @@ CAP_FIELDS: Final[dict[Api, tuple[str, ...]]] = {
 """Fields that cap the output, the one to write first."""
 
 
+_TAGS_BYTES: Final = 1024
+
+
 class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a client may demand of one request, in the body under ``apportion`` or as ``x-apportion-*`` headers."""
 
@@ -74,7 +77,19 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             value = getattr(self, name)
             if value is not None and value != value:
                 raise ValueError(f"{name} is not a number")
+        if self.tags and sum(len(tag.encode()) for tag in self.tags) > _TAGS_BYTES:
+            raise ValueError(f"tags have more than {_TAGS_BYTES} bytes together")
 
+
+_FOREIGN: Final[dict[Api, tuple[str, ...]]] = {
+    "chat": (),
+    "completions": (),
+    "embeddings": (),
+    "responses": ("n", "best_of", "max_tokens", "max_completion_tokens"),
+    "messages": ("n", "best_of", "max_completion_tokens", "max_output_tokens"),
+    "count_tokens": (),
+}
+"""Fields that multiply the cost in another API and mean nothing in this one: not passed on."""
 
 NO_CONSTRAINTS: Final = Constraints()
 _CONSTRAINT_HEADERS: Final = {
@@ -114,6 +129,7 @@ class _Chat(_Head, gc=False, kw_only=True):
     max_completion_tokens: _Cap = None
     max_tokens: _Cap = None
     n: _Many = None
+    best_of: _Many = None
     stop: str | list[str] | None = None
     response_format: dict[str, Raw] | None = None
     seed: int | None = None
@@ -223,15 +239,18 @@ def parse(request: Request, api: Api) -> Call:
     call = Call(request, api)
     call.fields = fields
     call.model = head.model
-    if head.stream:
+    if head.stream and api in STREAMED:
         call.stream = True
         if "stream_options" in fields:
             options = getattr(head, "stream_options", None)
             call.include_usage = options is not None and bool(options.include_usage)
     for name in CAP_FIELDS[api]:
         cap = getattr(head, name)
-        if cap is not None and (call.max_output_tokens is None or cap < call.max_output_tokens):
+        # Of two caps nobody knows which the endpoint obeys; the larger bounds what it can cost.
+        if cap is not None and (call.max_output_tokens is None or cap > call.max_output_tokens):
             call.max_output_tokens = cap
+    for name in _FOREIGN[api]:
+        fields.pop(name, None)
     if "n" in fields or "best_of" in fields:
         call.n = max(getattr(head, "n", None) or 1, getattr(head, "best_of", None) or 1)
     if head.user is not None:

@@ -41,6 +41,9 @@ _RETRIED: Final = frozenset(
     (401, 403, 404, 408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529)
 )
 """Upstream statuses after which another endpoint may do better."""
+_BROKEN: Final = ("reset", "malformed", "too_large")
+_FAULTS: Final = _RETRIED - {403, 404, 409, 425}
+"""Those that speak against the endpoint itself; the others a client can provoke."""
 _REPEATED: Final = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529))
 """Those after which even the same endpoint may."""
 _MAX_INFLATED_BYTES: Final = 64 * 2**20
@@ -72,29 +75,25 @@ async def answer(job: Job, rng: random.Random, settlements: Settlements) -> None
     until_s = job.started_s + deadline_s if deadline_s is not None else 0.0
     tried: list[Route] = []
     failed: UpstreamAnswer | TransportFailure | None = None
+    paid = False
     while True:
-        routes, caps = _feasible(job, tried)
-        if job.tight and settlements.flush():
-            # What others have spent must be known before less than was asked for is promised.
-            routes, caps = _feasible(job, tried)
+        if until_s and time.perf_counter() >= until_s:
+            raise _out_of("deadline_s")
+        routes, caps = _offer(job, tried, settlements)
         if not routes and tried:
             tried.clear()
             wait_s = backoff_s(job.tries - 1, retries.backoff_s, retries.max_backoff_s, rng)
-            if not await _pause(job, failed, wait_s, retries.max_backoff_s, until_s):
+            # What an endpoint has worked for is not asked of it, and paid, again.
+            if paid or not await _pause(job, failed, wait_s, retries.max_backoff_s, until_s):
                 raise _exhausted(job, failed)
             job.now = time.time()
-            routes, caps = _feasible(job, tried)
+            routes, caps = _offer(job, tried, settlements)
         if not routes:
             raise _exhausted(job, failed) if failed is not None else _impossible(job)
         route = job.decide(routes)
         cap = NO_CAP if caps is None else caps[routes.index(route)]
         job.tries += 1
-        try:
-            job.reserve(route, cap)
-        except (errors.RateLimitedError, errors.BudgetExceededError):
-            if not settlements.flush():
-                raise
-            job.reserve(route, cap)
+        _reserve(job, route, cap, settlements)
         run = Run(job, route, cap, until_s, settlements)
         try:
             if call.stream or (run.cut_s and call.api_generates):
@@ -105,19 +104,51 @@ async def answer(job: Job, rng: random.Random, settlements: Settlements) -> None
             return
         except (UpstreamAnswer, TransportFailure) as failure:
             run.failed(failure)
-            if isinstance(failure, TransportFailure) and failure.phase == "deadline":
-                name = "deadline_s" if run.deadline_cut else "max_usd"
-                raise errors.DeadlineError(
-                    f"The request's '{name}' was used up before anything was produced.",
-                    field=f"apportion.{name}",
-                ) from None
+            if run.out_of_time(failure):
+                raise _out_of("deadline_s" if run.deadline_cut else "max_usd") from None
+            if job.tries >= retries.attempts or not _worth_another(failure):
+                raise _exhausted(job, failure) from None
             failed = failure
-            repeatable = not isinstance(failure, UpstreamAnswer) or failure.status in _RETRIED
-            if not repeatable or job.tries >= retries.attempts:
-                raise _exhausted(job, failed) from None
+            paid = paid or _paid(failure)
             tried.append(route)
         finally:
             run.end()
+
+
+def _worth_another(failure: UpstreamAnswer | TransportFailure) -> bool:
+    """Whether another endpoint may do better."""
+    return failure.status in _RETRIED if isinstance(failure, UpstreamAnswer) else True
+
+
+def _paid(failure: UpstreamAnswer | TransportFailure) -> bool:
+    """Whether the endpoint had worked on the request when it failed."""
+    if isinstance(failure, UpstreamAnswer) or not failure.sent:
+        return False
+    return failure.kind in _BROKEN or failure.phase == "total"
+
+
+def _offer(job: Job, tried: list[Route], settlements: Settlements) -> tuple[list[Route], list[Cap] | None]:
+    """The routes that may be asked, and their caps, after a second look where money is short."""
+    offer = _feasible(job, tried)
+    if job.tight and settlements.flush():
+        # What others have spent must be known before less than was asked for is promised.
+        offer = _feasible(job, tried)
+    return offer
+
+
+def _reserve(job: Job, route: Route, cap: Cap, settlements: Settlements) -> None:
+    try:
+        job.reserve(route, cap)
+    except (errors.RateLimitedError, errors.BudgetExceededError):
+        if not settlements.flush():
+            raise
+        job.reserve(route, cap)
+
+
+def _out_of(name: str) -> errors.DeadlineError:
+    return errors.DeadlineError(
+        f"The request's '{name}' was used up before anything was produced.", field=f"apportion.{name}"
+    )
 
 
 def _feasible(job: Job, tried: list[Route]) -> tuple[list[Route], list[Cap] | None]:
@@ -226,9 +257,9 @@ class Run:
         endpoint = self.route.endpoint
         now_s = time.perf_counter()
         if broken is None:
-            endpoint.circuit.succeeded()
+            endpoint.circuit.succeeded(started_s=self.started_s)
         else:
-            endpoint.circuit.failed(now_s)
+            endpoint.circuit.failed(now_s, started_s=self.started_s)
         self.job.attempted(
             "ok" if broken is None else "failed",
             usage,
@@ -251,31 +282,53 @@ class Run:
             if status == 429 and failure.retry_after_s is not None:
                 rest_s = min(failure.retry_after_s, endpoint.config.breaker.max_open_s)
                 endpoint.rests_until_s = now_s + rest_s
-            if status in _RETRIED and status != 404:
-                endpoint.circuit.failed(now_s, wait_s=failure.retry_after_s)
+            if status in _FAULTS:
+                endpoint.circuit.failed(now_s, wait_s=failure.retry_after_s, started_s=started_s)
+            elif status in _RETRIED:
+                endpoint.circuit.cancelled(started_s=started_s)
             else:
-                endpoint.circuit.succeeded()
+                endpoint.circuit.succeeded(started_s=started_s)
             words = f"status {status}"
             attempt = job.attempted(
                 "failed", None, server_s, started_s, now_s, failure=words, http_status=status
             )
-        elif failure.phase == "deadline":
-            endpoint.circuit.cancelled()
-            usage = job.estimate(0, 0, None)
+        elif self.out_of_time(failure):
+            endpoint.circuit.cancelled(started_s=started_s)
+            usage = job.presumed() if failure.sent else None
             attempt = job.attempted(
-                "timeout", usage, server_s, started_s, now_s, failure="deadline", censored=True
+                "timeout", usage, server_s, started_s, now_s, failure="deadline", http_status=0, censored=True
             )
         else:
-            endpoint.circuit.failed(now_s)
+            if failure.kind == "busy":
+                endpoint.circuit.cancelled(started_s=started_s)
+            else:
+                endpoint.circuit.failed(now_s, started_s=started_s)
             timed_out = failure.kind == "timeout"
             words = f"timeout {failure.phase}" if timed_out else failure.kind
             outcome: Status = "timeout" if timed_out else "failed"
-            attempt = job.attempted(outcome, None, server_s, started_s, now_s, failure=words, http_status=0)
+            attempt = job.attempted(
+                outcome, self._worked(failure), server_s, started_s, now_s, failure=words, http_status=0
+            )
         self._settlements.attempt(job, attempt, time.time())
+
+    def out_of_time(self, failure: UpstreamAnswer | TransportFailure) -> bool:
+        """Whether it was the request's own time (or money) that ended the try."""
+        if isinstance(failure, UpstreamAnswer):
+            return False
+        late = self.cut_s > 0.0 and time.perf_counter() >= self.cut_s - 0.005
+        return failure.phase == "deadline" or (late and failure.phase == "connect")
+
+    def _worked(self, failure: TransportFailure) -> Usage | None:
+        """What an endpoint has to be presumed to have produced although nothing of it could be used."""
+        if not failure.sent or failure.kind == "closed":
+            return None
+        if failure.phase == "first_token":
+            return self.job.estimate(0, 0, None)
+        return self.job.presumed()
 
     def abandoned(self, usage: Usage) -> None:
         """The client went away: the upstream was told to stop, what it made until then is booked."""
-        self.route.endpoint.circuit.cancelled()
+        self.route.endpoint.circuit.cancelled(started_s=self.started_s)
         now_s = time.perf_counter()
         server_s = self.server_s(now_s)
         self.job.attempted(
@@ -285,7 +338,7 @@ class Run:
     def end(self) -> None:
         """Whatever happened, nothing stays held."""
         if self._open:
-            self.route.endpoint.circuit.cancelled()
+            self.route.endpoint.circuit.cancelled(started_s=self.started_s)
             self.server_s(time.perf_counter())
             self.job.give_back()
 
@@ -296,6 +349,7 @@ async def _whole(run: Run, cap: Cap) -> None:
     request = _request(run, cap, streamed=False)
     loop = asyncio.get_running_loop()
     exchange = Exchange(loop, run.timeouts)
+    exchange.deadline_s = run.cut_s
     try:
         pool = run.pool()
         connection = pool.take()
@@ -306,12 +360,13 @@ async def _whole(run: Run, cap: Cap) -> None:
         await exchange.done
         if exchange.failure is not None and stale(exchange, connection is not None):
             exchange = Exchange(loop, run.timeouts)
+            exchange.deadline_s = run.cut_s
             await pool.send(exchange, request, fresh=True)
             await exchange.done
     except asyncio.CancelledError:
         exchange.abort()
         if exchange.sent_s:
-            run.abandoned(job.estimate(0, 0, None))
+            run.abandoned(job.presumed())
         raise
     if exchange.failure is not None:
         raise exchange.failure
@@ -405,7 +460,7 @@ async def _open(run: Run, request: bytes) -> Relay:
                 if call.include_usage and call.api in ("chat", "completions")
                 else None,
                 error_event=lambda error: translation.error_event(error, call.api, job.request_id),
-                whole_mark=_WHOLE_MARK.get(call.api, b""),
+                whole_mark=_WHOLE_MARK.get(call.api, b"") if call.n == 1 else None,
             )
             relay.deadline_s = run.cut_s
             reused = await run.pool().send(relay, request, fresh=fresh)
@@ -554,7 +609,7 @@ def _ask_usage(fields: dict[str, msgspec.Raw]) -> None:
 
 def _not_ok(exchange: Exchange, spoken: Api) -> UpstreamAnswer | TransportFailure:
     """What to make of an answer whose status is not 200."""
-    if exchange.status < 400:
+    if not 400 <= exchange.status < 600:
         return TransportFailure(
             "malformed", f"The upstream answered {exchange.status}, which is no answer.", sent=True
         )
@@ -588,7 +643,12 @@ def _exhausted(
 ) -> errors.GatewayError | UpstreamAnswer:
     """What the client is told when no attempt brought an answer."""
     if isinstance(failed, UpstreamAnswer):
+        if failed.status == 401:
+            # The client's key is fine; and what an upstream says of a key may quote it.
+            return errors.UpstreamError("The endpoint refused the gateway's own credentials (401).")
         return failed
+    if failed is not None and failed.kind == "busy":
+        return errors.OverloadedError(f"{failed}", retry_after_s=1.0)
     times = f" ({job.tries} attempts)" if job.tries > 1 else ""
     if failed is not None and failed.kind == "timeout":
         return errors.UpstreamTimeoutError(f"{failed}{times}")

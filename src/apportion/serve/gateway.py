@@ -127,6 +127,10 @@ class Gateway:
     def _pass_error(self, job: Job, upstream: UpstreamAnswer) -> None:
         """The upstream's own error, in its words; only its shape may change."""
         call = job.call
+        secret = job.route.endpoint.config.api_key if job.route is not None else None
+        if secret is not None:
+            # An upstream may quote the key it was sent.
+            upstream.body = upstream.body.replace(secret.reveal().encode(), b"***")
         body = translation.error_body(
             upstream.body, upstream.spoken, call.api, upstream.status, job.request_id
         )
@@ -234,6 +238,7 @@ class Gateway:
 
     async def _metrics(self, request: Request, responder: Responder, number: str) -> None:
         self.settlements.flush()
+        self.meters.in_flight.set(float(len(self.running)))
         for endpoint in self.runtime.endpoints.values():
             state = endpoint.circuit.state
             self.meters.circuit.at(endpoint.name).set(0.0 if state == "closed" else 1.0)

@@ -131,7 +131,7 @@ class Job:
     def cap(self, route: Route) -> Cap | None:
         """What ``route`` may produce under the dollar limits; None if not even the least fits."""
         call = self.call
-        limit = call.constraints.max_usd
+        limit = self._max_units()
         accounts = self.runtime.books.accounts(self.key.name, self.group.name, route.endpoint.name)
         if limit is None:
             if not accounts.usd:
@@ -141,11 +141,14 @@ class Job:
                 return Cap(None, None, most)
         self.tight = True
         left = books.usd_left_units(accounts, self.now)
-        units = int(limit * _PICO) if limit is not None else left or 0
+        units = limit if limit is not None else left or 0
         if left is not None and left < units:
             units = left
         if route.machine is not None:
-            return Cap(None, units * 3600 / route.machine.hour, units) if route.machine.hour else NO_CAP
+            most = route.machine.units(route.endpoint.timeouts.total_s)
+            if most <= units:
+                return Cap(None, None, most)
+            return Cap(None, units * 3600 / route.machine.hour, units) if units > 0 else None
         tokens_in = self.tokens_in()
         if route.price is None or tokens_in is None:
             return None
@@ -162,6 +165,14 @@ class Job:
         most = route.price.most_units(tokens_in, tokens_out * call.n)
         changed = call.max_output_tokens is None or tokens_out < call.max_output_tokens
         return Cap(tokens_out if changed else None, None, most)
+
+    def _max_units(self) -> int | None:
+        """What of ``max_usd`` earlier attempts have left, in pico-dollars; None without the constraint."""
+        limit = self.call.constraints.max_usd
+        if limit is None:
+            return None
+        gone = spent(self.attempts)[0] if self.attempts else 0
+        return 0 if gone is None else max(0, int(limit * _PICO) - gone)
 
     def _roomy(self, route: Route, accounts: tuple[Account, ...]) -> int | None:
         """The most that a request capped by its client can cost, if every account has more than that; else None.
@@ -269,7 +280,7 @@ class Job:
         if call.api_generates:
             out = cap.output_tokens or call.max_output_tokens or self.group.config.expected_output_tokens
             tokens += out * call.n
-        amounts = (tokens, cap.most_units or 0, 0, 0)
+        amounts = (tokens, cap.most_units or 0, route.most_server_units, 0)
         books.reserve(accounts, amounts, self.now)
         self.held = amounts
 
@@ -328,6 +339,15 @@ class Job:
         self.first_chunk_s = None
         self.status = status
         return attempt
+
+    def presumed(self) -> Usage:
+        """Usage of an answer that was paid for and never seen: all it was allowed, else what was expected."""
+        call = self.call
+        out = (
+            (call.max_output_tokens or self.group.config.expected_output_tokens) if call.api_generates else 0
+        )
+        known = self.estimate(0, 0, None)
+        return msgspec.structs.replace(known, output_tokens=out * call.n)
 
     def estimate(self, output_events: int, output_chars: int, known: Usage | None) -> Usage:
         """Usage counted by the proxy, where the upstream gave none or its stream broke before the end."""

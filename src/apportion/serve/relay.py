@@ -56,7 +56,7 @@ class Relay(Exchange):
     for). ``cost_json`` is asked, when the stream is done, for what is said about its cost: in a comment before the
     end mark, and inside the usage chunk if the client asked for one. ``error_event`` renders an error as an
     in-band event of the client's dialect. ``whole_mark`` closes a stream whose upstream ended it properly but
-    without the end mark of its dialect.
+    without the end mark of its dialect (None: with several choices a finish of one does not tell that it is whole).
     """
 
     __slots__ = (
@@ -89,7 +89,7 @@ class Relay(Exchange):
         cost_json: Callable[[], bytes],
         usage_chunk: Callable[[], bytes] | None,
         error_event: Callable[[errors.GatewayError], bytes],
-        whole_mark: bytes,
+        whole_mark: bytes | None,
     ) -> None:
         super().__init__(loop, timeouts)
         self.reader = reader
@@ -277,7 +277,7 @@ class Relay(Exchange):
         super().on_end()
 
     def _end_without_mark(self) -> None:
-        if self.reader.finish_reason is None:
+        if self.reader.finish_reason is None or self._whole_mark is None:
             raise TransportFailure("reset", "The upstream ended its stream in the middle.", sent=True)
         closing = self._translator.finish() if self._translator is not None else self._whole_mark
         self._end([self._remarks(), closing])

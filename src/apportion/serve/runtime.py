@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Mapping
 from typing import Final
+from urllib.parse import urlsplit
 
 from msgspec import Raw
 
@@ -19,6 +20,7 @@ from apportion.core import catalogue
 from apportion.core.cost import Cost
 from apportion.core.option import Option
 from apportion.core.policy import Policy
+from apportion.core.resource import SERVER_SECONDS
 from apportion.measure.price import MachinePrice, TokenPrice
 from apportion.serve import errors
 from apportion.serve.books import Books
@@ -50,6 +52,7 @@ class Route:
         "meters",
         "model",
         "model_json",
+        "most_server_units",
         "output_tokens_per_s",
         "price",
         "quality",
@@ -77,6 +80,8 @@ class Route:
         self.machine: MachinePrice | None = price if isinstance(price, MachinePrice) else None
         self.flat = self.price.flat_rates() if self.price is not None else None
         """The most a request, an input and an output token cost, in pico-dollars; None where that depends."""
+        self.most_server_units = SERVER_SECONDS.to_units(endpoint.timeouts.total_s)
+        """The most server-seconds an attempt can take, in the resource's smallest part."""
         self.quality = target.quality
         self.weight = target.weight
         self.ttft_s = target.ttft_s
@@ -160,6 +165,20 @@ class Group:
         self.policy_key = policy_key
 
 
+def _same_site(headers: Mapping[bytes, bytes]) -> None:
+    """Without keys, refuse what a page of another site makes a browser send: it could spend the operator's money."""
+    origin = headers.get(b"origin")
+    if origin is None and headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin"):
+        return
+    host = urlsplit((origin or b"").decode("latin-1")).hostname or ""
+    if host not in ("localhost", "127.0.0.1", "::1"):
+        raise errors.PermissionDeniedError(
+            "A page of another site may not use a gateway without keys.",
+            field="origin",
+            fix="Configure `keys`, and send one.",
+        )
+
+
 class Runtime:
     """Everything a request needs, of one configuration, in one worker."""
 
@@ -171,6 +190,7 @@ class Runtime:
         watch: Watch,
         meters: Meters,
         workers: int = 1,
+        worker: int = 0,
         previous: Runtime | None = None,
     ) -> None:
         self.config = config
@@ -189,16 +209,7 @@ class Runtime:
         self._seen: dict[bytes, Key] = {}
         self.parallel: dict[str, int] = previous.parallel if previous else {}
         """Requests under way by key."""
-        same_books = (
-            previous is not None
-            and previous.workers == workers
-            and previous.config.all_budgets() == config.all_budgets()
-            and [(k.name, k.limits) for k in previous.config.keys]
-            == [(k.name, k.limits) for k in config.keys]
-            and previous.config.prices == config.prices
-            and previous.config.pricer == config.pricer
-        )
-        self.books: Books = previous.books if previous is not None and same_books else Books(config, workers)
+        self.books = Books(config, workers, previous.books if previous else None, worker=worker)
         self.rates = {key.name: self.books.rates(key) for key in (*config.keys, OPEN)}
         """The accounts of each key's limits per minute."""
         if previous is not None:
@@ -228,6 +239,7 @@ class Runtime:
     def authenticate(self, headers: Mapping[bytes, bytes]) -> Key:
         """The key of a request: ``Authorization: Bearer`` or ``x-api-key``. Raises ``AuthenticationError``."""
         if not self.keys:
+            _same_site(headers)
             return OPEN
         given = headers.get(b"authorization") or headers.get(b"x-api-key") or b""
         known = self._seen.get(given)

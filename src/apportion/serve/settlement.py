@@ -102,7 +102,7 @@ class Settlements:
         group = job.group
         worth = group.config.worth_usd
         # What it was predicted to be worth, whatever became of it: a failure must not make money look worthless.
-        value = 0.0 if worth is None else worth * (1.0 if route.quality is None else route.quality)
+        value = 1.0 if worth is None else worth * (1.0 if route.quality is None else route.quality)
         job.sheet.spent(usd, tokens, server_s, value, now)
         policy = group.policy
         if policy.learns:

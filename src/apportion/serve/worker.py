@@ -54,7 +54,9 @@ class Worker:
         self._watch = Watch(asyncio.get_running_loop())
         self._meters = Meters(Registry(directory / "metrics", index))
         self._records = Records(config.records.decisions, index)
-        runtime = Runtime(config, prices, watch=self._watch, meters=self._meters, workers=workers)
+        runtime = Runtime(
+            config, prices, watch=self._watch, meters=self._meters, workers=workers, worker=index
+        )
         self.gateway = Gateway(runtime, self._meters, self._records, rng=random.Random())
         self.gateway.ready = self._not_ready
         self.gateway.sibling = self._ask_sibling
@@ -108,6 +110,7 @@ class Worker:
             watch=self._watch,
             meters=self._meters,
             workers=self.workers,
+            worker=self.index,
             previous=self.gateway.runtime,
         )
         self.gateway.runtime = runtime
