@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -141,6 +142,86 @@ def test_settling_twice_is_an_error_that_names_the_account() -> None:
         account.reserve(-1, 0.0)
     with pytest.raises(AmountError, match="zero or more"):
         account.settle(0, -1, 0.0)
+
+
+def test_a_spending_that_is_taken_back() -> None:
+    for budget in (TOKENS, WINDOW, BUCKET):
+        account = Account(budget)
+        assert account.spend(60, 1.0)
+        assert account.reserve(30, 1.0)
+        account.refund(60, 1.0)
+        assert (account.available_units(1.0), account.spent_units, account.reserved_units) == (70, 0, 30)
+        with pytest.raises(AmountError, match="has spent 0 units, not 1"):
+            account.refund(1, 1.0)
+    account = Account(WINDOW)
+    assert account.spend(60, 1.0)
+    account.refund(60, 61.0)
+    assert account.available_units(61.0) == 100, "a window gets nothing back from the one before"
+
+
+def test_what_is_spent_stays_spent_when_the_budget_changes() -> None:
+    for budget in (TOKENS, WINDOW):
+        account = Account(budget)
+        assert account.spend(30, 1.0)
+        assert account.reserve(20, 1.0)
+        account.change(replace(budget, amount=200), 2.0)
+        assert account.available_units(2.0) == 150
+        account.settle(20, 10, 3.0)
+        assert account.available_units(3.0) == 160
+        account.change(replace(budget, amount=15), 4.0)
+        assert account.available_units(4.0) == 0
+        assert not account.reserve(1, 4.0)
+        account.change(budget, 5.0)
+        assert account.available_units(5.0) == 60, "a change that is taken back changes nothing"
+    with pytest.raises(BudgetError, match="in tokens"):
+        account.change(Budget("b", "usd", 1), 5.0)
+
+
+def test_a_smaller_budget_is_no_debt() -> None:
+    """Neither in its next window, nor does it forgive what was overrun before."""
+    account = Account(WINDOW)
+    assert account.spend(90, 1.0)
+    account.change(replace(WINDOW, amount=10), 2.0)
+    restored = Account.load(account.budget, json.loads(json.dumps(account.save())))
+    for found in (account, restored):
+        assert found.wait_s(10, 2.0) == 58.0
+        assert found.available_units(59.0) == 0
+        assert found.available_units(60.0) == 10
+    account = Account(WINDOW)
+    account.settle(0, 130, 1.0)
+    account.change(replace(WINDOW, amount=50), 2.0)
+    assert account.available_units(60.0) == 20
+
+
+def test_a_budget_with_another_window() -> None:
+    account = Account(TOKENS)
+    assert account.spend(70, 1.0)
+    account.change(replace(TOKENS, window_s=60.0), 70.0)
+    assert account.available_units(70.0) == 30
+    assert account.available_units(120.0) == 100
+    assert account.spend(40, 121.0)
+    account.change(TOKENS, 122.0)
+    assert account.available_units(1e6) == 60
+
+
+def test_a_bucket_stays_as_full_as_it_was() -> None:
+    account = Account(BUCKET)
+    assert account.spend(60, 10.0)
+    account.change(replace(BUCKET, amount=1000, refill_per_s=5), 10.0)
+    assert account.available_units(10.0) == 400
+    assert account.available_units(11.0) == 405
+    account.change(BUCKET, 5.0)
+    assert account.available_units(11.0) == 40, "time does not run twice"
+    assert account.reserve(30, 11.0)
+    account.change(WINDOW, 11.0)
+    assert account.available_units(11.0) == 10
+    account.release(30, 12.0)
+    assert account.available_units(12.0) == 40
+    assert account.available_units(60.0) == 100
+    account.change(BUCKET, 60.0)
+    assert account.available_units(61.0) == 100
+    assert account.spend(100, 61.0)
+    assert account.available_units(63.0) == 1
 
 
 courses = st.lists(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -149,6 +150,25 @@ def test_a_refusal_says_which_budget_how_much_and_until_when() -> None:
     books.count(accounts, 30.1)
 
 
+def test_a_refused_request_counts_nowhere() -> None:
+    found = Books(
+        config(
+            budget("all", 2, resource="requests"),
+            budget("alice", 1, resource="requests", scope="key:alice"),
+            keys=(key("alice"), key("bob")),
+        ),
+        1,
+    )
+    alice, bob = found.accounts("alice", "m", "e"), found.accounts("bob", "m", "e")
+    books.count(alice, 0.0)
+    for _ in range(10):
+        with pytest.raises(errors.BudgetExceededError, match="'alice'"):
+            books.count(alice, 0.0)
+    books.count(bob, 0.0)
+    with pytest.raises(errors.BudgetExceededError, match="'all'"):
+        books.count(bob, 0.0)
+
+
 def test_a_budget_of_each_key() -> None:
     found = Books(config(budget("each", 10e-12, scope="key"), keys=(key("alice"), key("bob"))), workers=1)
     books.reserve(found.accounts("alice", "m", "e"), amounts(usd=10), 0.0)
@@ -161,27 +181,76 @@ def test_a_budget_of_each_key() -> None:
 
 
 @given(st.integers(1, 64), st.sampled_from(NAMES), st.integers(0, 10**6), st.integers(1, 1000))
-def test_the_shares_of_all_workers_are_never_more_than_the_whole(
-    workers: int, name: str, parts: int, divisor: int
-) -> None:
-    unit = resource(name)
+def test_the_shares_of_all_workers_are_the_whole(workers: int, name: str, parts: int, divisor: int) -> None:
     amount = parts / divisor
-    whole = unit.to_units(amount)
-    (account,) = of(Books(config(budget("b", amount, resource=name)), workers).accounts("alice", "m", "e"))
-    share = account.available_units(0.0)
-    assert share * workers <= whole
-    assert (share + 1) * workers > whole, "and no less than need be"
+    shares = []
+    for worker in range(workers):
+        found = Books(config(budget("b", amount, resource=name)), workers, worker=worker)
+        (account,) = of(found.accounts("alice", "m", "e"))
+        shares.append(account.available_units(0.0))
+    assert sum(shares) == resource(name).to_units(amount)
+    assert max(shares) - min(shares) <= 1
 
 
 @given(st.integers(1, 16), st.integers(1, 1000))
 def test_the_limits_of_a_key_are_shared(workers: int, limit: int) -> None:
-    """A worker can always answer one request, so that a limit below the number of workers starts too high."""
-    (account,) = of(
-        Books(config(keys=(key(requests_per_minute=limit),)), workers).accounts("alice", "m", "e")
+    shares = []
+    for worker in range(workers):
+        found = Books(config(keys=(key(requests_per_minute=limit),)), workers, worker=worker)
+        (account,) = of(found.accounts("alice", "m", "e"))
+        assert account.budget.refill_per_s == pytest.approx(limit / workers / 60)
+        shares.append(account.available_units(0.0))
+    assert sum(shares) == limit
+    assert max(shares) - min(shares) <= 1
+
+
+# --- reloads ------------------------------------------------------------------------------------------
+
+
+def test_a_reload_keeps_what_is_spent_and_held() -> None:
+    day = budget("day", 100e-12, window=86400.0)
+    before = Books(config(day, keys=(key(requests_per_minute=5),)), 1)
+    now = time.time()
+    accounts = before.accounts("alice", "m", "e")
+    books.count(accounts, now)
+    books.reserve(accounts, amounts(usd=30), now)
+    other = config(day, budget("new", 1.0), keys=(key(requests_per_minute=5), key("bob")))
+    after = Books(other, 1, before)
+    again = after.accounts("alice", "m", "e")
+    assert again.counted[0] is accounts.counted[0]
+    assert again.usd[0] is accounts.usd[0]
+    assert after.accounts("bob", "m", "e").usd[0] is accounts.usd[0]
+    assert books.usd_left_units(again, now) == 70
+    settle(accounts, amounts(usd=30), amounts(usd=20))
+    assert books.usd_left_units(again, now) == 80
+
+    larger = config(budget("day", 200e-12, window=86400.0), keys=(key(requests_per_minute=10),))
+    grown = Books(larger, 1, after).accounts("alice", "m", "e")
+    assert grown.usd == (accounts.usd[0],)
+    assert books.usd_left_units(grown, now) == 180
+    assert grown.counted[0].available_units(now) in (8, 9)
+    assert (
+        Books(config(budget("day", 1.0, resource="tokens")), 1, after).accounts("alice", "m", "e").usd == ()
     )
-    share = account.available_units(0.0)
-    assert share == max(1, limit // workers)
-    assert account.budget.refill_per_s == pytest.approx(limit / workers / 60)
+
+
+def test_a_reload_keeps_learned_prices() -> None:
+    day = budget("day", 10.0, window=86400.0, scope="key:alice")
+    before = Books(config(day), 1)
+    now = time.time()
+    sheet = before.sheet("alice", "m")
+    for i in range(100):
+        sheet.prices(now + i)
+        sheet.spent(0.05, 10, 0.1, 1.0, now + i)
+    same = Books(config(day, keys=(key(), key("bob"))), 1, before)
+    assert same.sheet("alice", "m") is sheet
+    price = sheet.prices(now + 101)["usd"]
+    assert price > 1.0
+    more = Books(config(day, budget("tokens", 10, scope="key:alice", resource="tokens")), 1, same)
+    assert more.sheet("alice", "m") is not sheet
+    assert more.sheet("alice", "m").prices(now + 101)["usd"] == pytest.approx(price)
+    changed = Books(config(budget("day", 20.0, window=86400.0, scope="key:alice")), 1, same)
+    assert changed.sheet("alice", "m").prices(now + 101)["usd"] == 1.0
 
 
 # --- prices -------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ class Books:
             scopes = [f"key:{k.name}" for k in config.keys] if entry.scope == "key" else [entry.scope]
             for scope in scopes:
                 scoped.setdefault(scope, []).append(_budget(entry, scope, share))
-        self._pricers = {
+        self._pricers: dict[str, Pricer] = {
             scope: _pricer(budgets, config.pricer, previous._pricers.get(scope) if previous else None)
             for scope, budgets in scoped.items()
             if not scope.startswith("endpoint:")
