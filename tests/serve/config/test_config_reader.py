@@ -178,6 +178,16 @@ colour: red
             "budgets[0].resource",
             "no resource 'dollars'",
         ),
+        (
+            "budgets: [{name: a, amount: 1, resource: joules}]",
+            "budgets[0].resource",
+            "does not measure 'joules'",
+        ),
+        (
+            "budgets: [{name: a, amount: 1, resource: gco2, hard: false}]",
+            "budgets[0].resource",
+            "Use `usd`, `tokens`, `requests` or `server_seconds`",
+        ),
         ("unknown_price: {input_usd_per_mtok: 1}", "unknown_price.output_usd_per_mtok", "missing"),
         ("unknown_price: zero", "unknown_price", "expected `unknown`"),
     ],
@@ -359,6 +369,26 @@ def test_files(tmp_path: Path) -> None:
         load(tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("keys: [{name: a, secret: b, limits: {parallel: 3}}]", "keys[0].limits.parallel"),
+        (
+            "keys: [{name: a, secret: b, limits: {requests_per_minute: 3}}]",
+            "keys[0].limits.requests_per_minute",
+        ),
+        ("budgets: [{name: a, resource: requests, amount: 3}]", "budgets[0].amount"),
+    ],
+)
+def test_a_limit_that_workers_cannot_share(text: str, path: str) -> None:
+    problem = only(f"{GOOD}{text}\nlisten: {{workers: 4}}\n")
+    assert (problem.path, problem.line) == (path, 5)
+    assert problem.message == "3 cannot be shared among 4 workers."
+    with pytest.raises(ConfigError, match="Give at least 4"):
+        override(loads(GOOD + text, environ=ENV), workers=4)
+    assert override(loads(GOOD + text, environ=ENV), workers=3).listen.workers == 3
 
 
 def test_override_is_checked_too() -> None:

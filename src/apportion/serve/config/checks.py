@@ -25,6 +25,8 @@ _KIND_ONLY = {
     "file": "replay",
     "speed": "replay",
 }
+_METERED = ("usd", "tokens", "requests", "server_seconds")
+"""Resources whose spending the proxy measures; a budget in any other would never move."""
 _HEADER = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _OWN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection"})
 
@@ -45,6 +47,7 @@ def faults(config: Config, names: Callable[[str], set[str]]) -> Iterator[Fault]:
     """
     if not names("keys"):
         yield from exposure(config)
+    yield from shares(config)
     for index, key in enumerate(config.keys):
         yield from _key(("keys", index), key, config.keys[:index], names("models"))
     for name, endpoint in config.endpoints.items():
@@ -82,6 +85,28 @@ def exposure(config: Config) -> Iterator[Fault]:
             f"{config.listen.host!r} can be reached from other machines, and there are no keys.",
             "Add `keys`, or listen on 127.0.0.1.",
         )
+
+
+def shares(config: Config) -> Iterator[Fault]:
+    """Of a limit on requests, every worker must get at least one; whom a share of none serves is chance."""
+    workers = config.listen.workers
+    limits: list[tuple[Path, float | None]] = [
+        (("keys", index, "limits", field), getattr(key.limits, field))
+        for index, key in enumerate(config.keys)
+        for field in ("requests_per_minute", "tokens_per_minute", "parallel")
+    ]
+    limits += [
+        (("budgets", index, "amount"), budget.amount)
+        for index, budget in enumerate(config.budgets)
+        if budget.resource == "requests" and budget.amount and budget.hard
+    ]
+    for path, limit in limits:
+        if limit is not None and limit < workers:
+            yield Fault(
+                path,
+                f"{limit:g} cannot be shared among {workers} workers.",
+                f"Give at least {workers}, or run fewer workers (`listen.workers`).",
+            )
 
 
 def _key(path: Path, key: Key, before: list[Key], models: set[str]) -> Iterator[Fault]:
@@ -245,6 +270,12 @@ def _budget(path: Path, budget: Budget, names: Callable[[str], set[str]]) -> Ite
     if budget.resource not in {known.name for known in resources()}:
         message = f"there is no resource {budget.resource!r}."
         yield Fault((*path, "resource"), message, _nearest_resource(budget.resource))
+    elif budget.resource not in _METERED:
+        yield Fault(
+            (*path, "resource"),
+            f"the proxy does not measure {budget.resource!r}, so that nothing would ever be spent.",
+            "Use `usd`, `tokens`, `requests` or `server_seconds`.",
+        )
     else:
         try:
             resource(budget.resource).to_units(budget.amount)

@@ -77,7 +77,7 @@ def override(config: Config, **listen: str | int | None) -> Config:
             message=fault.message,
             fix=fault.fix,
         )
-        for fault in checks.exposure(changed)
+        for fault in (*checks.exposure(changed), *checks.shares(changed))
     ]
     if wrong:
         raise ConfigError(wrong)

@@ -100,7 +100,9 @@ class KeyLimits(Struct, frozen=True, kw_only=True):
     requests_per_minute: Annotated[Count | None, Meta(description="Requests started in any minute.")] = None
     tokens_per_minute: Annotated[
         Count | None,
-        Meta(description="Input and output tokens in any minute; output is reserved at its most."),
+        Meta(
+            description="Input and output tokens in any minute. A request holds what it may take until it has ended."
+        ),
     ] = None
     parallel: Annotated[Count | None, Meta(description="Requests under way at once.")] = None
 
@@ -295,7 +297,8 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     pool: Annotated[Pool, Meta(description="Connections kept.")] = Pool()
     tls: Annotated[Tls, Meta(description="Certificates.")] = Tls()
     tags: Annotated[
-        list[str], Meta(description="Properties such as where data is kept, for example `eu`.")
+        list[str],
+        Meta(description="Notes for people, for example `eu`. They decide nothing and are sent nowhere."),
     ] = field(default_factory=list)
     weights: Annotated[
         str | None,
@@ -397,9 +400,7 @@ class Budget(Struct, frozen=True, kw_only=True):
     name: Annotated[str, Meta(min_length=1, description="Shown in records, metrics and errors; unique.")]
     resource: Annotated[
         str,
-        Meta(
-            description="`usd`, `tokens`, `server_seconds`, `requests`, `joules`, `gco2` or another resource."
-        ),
+        Meta(description="`usd`, `tokens`, `requests` or `server_seconds`: what the proxy measures."),
     ] = "usd"
     amount: Annotated[
         float,
@@ -447,9 +448,13 @@ class Pricer(Struct, frozen=True, kw_only=True):
 class Records(Struct, frozen=True, kw_only=True):
     """What is kept in memory to explain decisions afterwards."""
 
-    decisions: Annotated[int, Meta(ge=0, description="Latest decisions kept, per worker; 0 keeps none.")] = (
-        5000
-    )
+    decisions: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Latest decisions kept, per worker; 0 keeps none. Takes effect at the next start.",
+        ),
+    ] = 5000
 
 
 class Log(Struct, frozen=True, kw_only=True):
