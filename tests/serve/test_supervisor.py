@@ -257,6 +257,50 @@ def test_reloading(start: Callable[..., Proxy], monkeypatch: pytest.MonkeyPatch,
         proxy.ask("/status", monkeypatch)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_reload_keeps_what_is_spent_and_applies_limits(
+    start: Callable[..., Proxy], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    def key(name: str) -> dict[str, Any]:
+        return {"name": name, "secret": f"secret of {name}"}
+
+    def file(*keys: str, **more: Any) -> dict[str, Any]:
+        return {
+            **configuration(workers),
+            "models": {"m": {"endpoints": ["one"], "retries": {"attempts": 1}}},
+            "keys": [key(name) for name in keys],
+            "budgets": [{"name": "all", "resource": "requests", "amount": workers}],
+            **more,
+        }
+
+    def ask(name: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+        body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 2000}]})
+        headers = {"content-type": "application/json", "authorization": f"Bearer secret of {name}"}
+        try:
+            connection.request("POST", "/v1/chat/completions", body, headers)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    proxy = start(file("alice")).ready()
+    answers = [ask("alice")]
+    until(lambda: answers.append(ask("alice")) or answers[-12:] == [402] * 12)
+    assert len([status for status in answers if status != 402]) == workers, answers
+    proxy.write(file("alice", "bob"))
+    assert proxy.ask("/reload", monkeypatch) == {"ok": True, "changes": ["key bob added"]}
+    assert {ask(name) for name in ("alice", "bob") for _ in range(6)} == {402}
+    small = {"http": {"body_bytes": 1000}, "log": {"format": "json"}, "records": {"decisions": 7}}
+    proxy.write(file("alice", "bob", **small))
+    changes = proxy.ask("/reload", monkeypatch)["changes"]
+    assert changes == ["http changed", "log changed"]
+    assert "records takes effect at the next start only" in proxy.said
+    assert {ask("bob") for _ in range(12)} == {413}
+    proxy.process.terminate()
+    assert proxy.stopped() == 0
+    assert "Traceback" not in proxy.said
+
+
 def test_requests_under_way_survive_a_reload_and_the_end(
     start: Callable[..., Proxy], silent: Silent, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -322,9 +322,10 @@ def _read(path: Path, before: Config) -> tuple[Config, Prices]:
     if (old.host, old.port, old.workers) != (new.host, new.port, new.workers):
         logger.warning("listen.host, listen.port and listen.workers take effect at the next start only")
     config = override(config, host=old.host, port=old.port, workers=old.workers)
-    if config.otel != before.otel:
-        logger.warning("otel takes effect at the next start only")
-        config = msgspec.structs.replace(config, otel=before.otel)
+    for name in ("records", "otel"):
+        if getattr(config, name) != getattr(before, name):
+            logger.warning("%s takes effect at the next start only", name)
+            config = msgspec.structs.replace(config, **{name: getattr(before, name)})
     return config, all_prices(config)
 
 
@@ -343,7 +344,7 @@ def _changes(before: Config, after: Config) -> list[str]:
                 found.append(f"{word} {name} removed")
             elif old[name] != new[name]:
                 found.append(f"{word} {name} changed")
-    rest = ("http", "prices", "budgets", "pricer", "unknown_price", "records", "log")
+    rest = ("http", "prices", "budgets", "pricer", "unknown_price", "log")
     found += [f"{name} changed" for name in rest if getattr(before, name) != getattr(after, name)]
     return found
 

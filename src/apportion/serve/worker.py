@@ -73,21 +73,11 @@ class Worker:
     async def start(self, host: str, port: int, *, reuse_port: bool) -> tuple[str, int]:
         """Listen; returns the bound address."""
         config = self.gateway.runtime.config
-        limits = config.http
         if self._tracer is not None:
             await self._tracer.start()
         self._server = Server(
             self.gateway if self._tracer is None else self._tracer.application(self.gateway),
-            ServerLimits(
-                body_bytes=limits.body_bytes,
-                header_bytes=limits.header_bytes,
-                header_count=limits.header_count,
-                header_timeout_s=limits.header_timeout_s,
-                body_timeout_s=limits.body_timeout_s,
-                idle_timeout_s=limits.idle_timeout_s,
-                write_timeout_s=limits.write_timeout_s,
-                max_connections=config.listen.max_connections,
-            ),
+            _limits(config),
         )
         self._server.dialect_of = lambda target: "anthropic" if b"/messages" in target else "openai"
         bound = await self._server.listen(host, port, reuse_port=reuse_port)
@@ -103,7 +93,8 @@ class Worker:
         return bound
 
     def reload(self, config: Config, prices: Prices, addresses: Mapping[str, Address]) -> None:
-        """Go over to another configuration; requests under way keep theirs."""
+        """Go over to another configuration; requests under way keep theirs. The limits on what clients send
+        hold for open connections, too."""
         runtime = Runtime(
             config,
             prices,
@@ -114,6 +105,8 @@ class Worker:
             previous=self.gateway.runtime,
         )
         self.gateway.runtime = runtime
+        if self._server is not None:
+            self._server.limits = _limits(config)
         for name, address in addresses.items():
             if self._addresses.get(name) != address or runtime.endpoints[name].pool is None:
                 self.point(name, address)
@@ -182,6 +175,20 @@ class Worker:
         return exchange.body() if exchange.status == 200 else None
 
 
+def _limits(config: Config) -> ServerLimits:
+    http = config.http
+    return ServerLimits(
+        body_bytes=http.body_bytes,
+        header_bytes=http.header_bytes,
+        header_count=http.header_count,
+        header_timeout_s=http.header_timeout_s,
+        body_timeout_s=http.body_timeout_s,
+        idle_timeout_s=http.idle_timeout_s,
+        write_timeout_s=http.write_timeout_s,
+        max_connections=config.listen.max_connections,
+    )
+
+
 # --- a worker as a process: frames from the supervisor on stdin, lines of JSON to it on stdout ---------------
 
 
@@ -233,6 +240,7 @@ async def _main() -> int:
                 config, prices, addresses = content
                 try:
                     worker.reload(config, prices, addresses)
+                    configure_logs(config.log)
                     drain_s = config.listen.drain_s
                     say(event="reloaded", error=None)
                 except Exception as error:
