@@ -81,7 +81,7 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(f"tags have more than {_TAGS_BYTES} bytes together")
 
 
-_FOREIGN: Final[dict[Api, tuple[str, ...]]] = {
+FOREIGN: Final[dict[Api, tuple[str, ...]]] = {
     "chat": (),
     "completions": (),
     "embeddings": (),
@@ -249,7 +249,7 @@ def parse(request: Request, api: Api) -> Call:
         # Of two caps nobody knows which the endpoint obeys; the larger bounds what it can cost.
         if cap is not None and (call.max_output_tokens is None or cap > call.max_output_tokens):
             call.max_output_tokens = cap
-    for name in _FOREIGN[api]:
+    for name in FOREIGN[api]:
         fields.pop(name, None)
     if "n" in fields or "best_of" in fields:
         call.n = max(getattr(head, "n", None) or 1, getattr(head, "best_of", None) or 1)

@@ -320,7 +320,7 @@ class Run:
 
     def _worked(self, failure: TransportFailure) -> Usage | None:
         """What an endpoint has to be presumed to have produced although nothing of it could be used."""
-        if not failure.sent or failure.kind == "closed":
+        if not failure.sent or failure.kind in ("closed", "error"):
             return None
         if failure.phase == "first_token":
             return self.job.estimate(0, 0, None)
@@ -387,7 +387,7 @@ async def _whole(run: Run, cap: Cap) -> None:
     if usage is None or finish is None:
         wrong = translation.error_in(body)
         if wrong is not None:
-            raise TransportFailure("malformed", f"The upstream reported an error: {wrong}", sent=True)
+            raise TransportFailure("error", f"The upstream reported an error: {wrong}", sent=True)
     if run.translation is not None:
         body = translation.response(run.translation, body)
     if usage is None:

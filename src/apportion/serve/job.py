@@ -270,7 +270,8 @@ class Job:
         accounts = self.accounts = self.runtime.books.accounts(
             self.key.name, self.group.name, route.endpoint.name
         )
-        if not self.counted:
+        first = not self.counted
+        if first:
             books.count(accounts, self.now)
             self.counted = True
         if not accounts.metered:
@@ -281,7 +282,14 @@ class Job:
             out = cap.output_tokens or call.max_output_tokens or self.group.config.expected_output_tokens
             tokens += out * call.n
         amounts = (tokens, cap.most_units or 0, route.most_server_units, 0)
-        books.reserve(accounts, amounts, self.now)
+        try:
+            books.reserve(accounts, amounts, self.now)
+        except errors.GatewayError:
+            if first:  # what is refused has cost nobody a request
+                for account in accounts.counted:
+                    account.refund(1, self.now)
+                self.counted = False
+            raise
         self.held = amounts
 
     def give_back(self) -> None:

@@ -260,7 +260,7 @@ class Relay(Exchange):
         """An error inside the stream, or an event that is not JSON. Always raises."""
         if kind is _ERROR:
             detail = _message(self.reader.error or data)
-            failure = TransportFailure("malformed", f"The upstream reported an error: {detail}", sent=True)
+            failure = TransportFailure("error", f"The upstream reported an error: {detail}", sent=True)
             if self.stage == "live" and self._translator is None:
                 self.broken = errors.StreamBrokenError(str(failure))
                 self._write(event)  # in the upstream's own words

@@ -209,7 +209,7 @@ class Runtime:
         self._seen: dict[bytes, Key] = {}
         self.parallel: dict[str, int] = previous.parallel if previous else {}
         """Requests under way by key."""
-        self.books = Books(config, workers, previous.books if previous else None, worker=worker)
+        self.books: Books = Books(config, workers, previous.books if previous else None, worker=worker)
         self.rates = {key.name: self.books.rates(key) for key in (*config.keys, OPEN)}
         """The accounts of each key's limits per minute."""
         if previous is not None:

@@ -40,7 +40,7 @@ class TransportFailure(Exception):
     def __init__(
         self,
         kind: Literal[
-            "refused", "dns", "tls", "reset", "timeout", "malformed", "busy", "closed", "too_large"
+            "refused", "dns", "tls", "reset", "timeout", "malformed", "busy", "closed", "too_large", "error"
         ],
         message: str,
         *,
@@ -365,7 +365,7 @@ class ClientConnection(asyncio.Protocol):
     def _fail(
         self,
         kind: Literal[
-            "reset", "timeout", "malformed", "closed", "too_large", "refused", "dns", "tls", "busy"
+            "reset", "timeout", "malformed", "closed", "too_large", "refused", "dns", "tls", "busy", "error"
         ],
         message: str,
         *,
