@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apportion.serve import errors
-from apportion.serve.call import CAP_FIELDS, ROUTES, Api, Call, Constraints, encode_object, parse
+from apportion.serve.call import CAP_FIELDS, FOREIGN, ROUTES, Api, Call, Constraints, encode_object, parse
 from apportion.serve.http.server import Request
 
 APIS: tuple[Api, ...] = get_args(Api)
