@@ -29,6 +29,7 @@ logger = logging.getLogger("apportion.gateway")
 
 _JSON: Final = b"content-type: application/json\r\n"
 _TEXT: Final = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _LONGEST_RETRY_AFTER_S: Final = 3600.0
 
 Siblings = Callable[[int, str], Awaitable[bytes | None]]
@@ -237,6 +238,13 @@ class Gateway:
             _send(responder, number, {"status": "not ready", "why": why}, 503)
 
     async def _metrics(self, request: Request, responder: Responder, number: str) -> None:
+        runtime = self.runtime
+        # What an organisation asks and spends is nobody else's business.
+        exposed = bool(runtime.keys) and runtime.config.listen.host not in _LOOPBACK
+        if exposed and not runtime.authenticate(request.headers).admin:
+            raise errors.PermissionDeniedError(
+                "The metrics are read with an admin key.", field="authorization"
+            )
         self.settlements.flush()
         self.meters.in_flight.set(float(len(self.running)))
         for endpoint in self.runtime.endpoints.values():
