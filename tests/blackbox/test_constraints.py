@@ -118,6 +118,9 @@ async def test_deadline_gives_what_there_is(
     else:
         text, finish = dialect.text(response.json), dialect.finish(response.json)
         assert response.header("x-apportion-deadline") == "exceeded"
+        overhead_ms = response.header("x-apportion-overhead-ms")
+        assert overhead_ms is not None
+        assert float(overhead_ms) < 400, "the time the upstream took to write is not the proxy's"
         assert response.json["usage"]
     words = text.split()
     assert words == [f"w{i}" for i in range(len(words))]

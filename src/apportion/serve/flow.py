@@ -411,8 +411,13 @@ async def _streamed(run: Run, cap: Cap) -> None:
         if call.stream:
             await _pass_on(job, relay, assemble)
         elif assemble is not None:
-            assemble.write(relay.go_live(assemble))
-            await relay.answered()
+            try:
+                assemble.write(relay.go_live(assemble))
+                await relay.answered()
+            finally:
+                job.upstream_s += (
+                    time.perf_counter() - first_s
+                )  # it is the upstream that is waited for, not us
     except asyncio.CancelledError:
         relay.abort()
         run.abandoned(_produced(job, relay.reader))
