@@ -63,9 +63,14 @@ FLOPS = Resource("flops", "operation", 0, "floating-point operations")
 BYTES = Resource("bytes", "byte", 0, "memory occupied")
 SAMPLES = Resource("samples", "sample", 0, "answers drawn from a model")
 REQUESTS = Resource("requests", "request", 0, "requests made")
+PARALLEL = Resource("parallel", "request", 0, "requests under way at once")
 
 _resources: dict[str, Resource] = {
-    r.name: r for r in (USD, SECONDS, SERVER_SECONDS, TOKENS, JOULES, GCO2, FLOPS, BYTES, SAMPLES, REQUESTS)
+    r.name: r
+    for r in (
+        *(USD, SECONDS, SERVER_SECONDS, TOKENS, JOULES, GCO2),
+        *(FLOPS, BYTES, SAMPLES, REQUESTS, PARALLEL),
+    )
 }
 
 

@@ -170,7 +170,94 @@ colour: red
             "budgets[0].scope",
             "Did you mean `gpt-4o`?",
         ),
-        ("budgets: [{name: a, amount: 1, scope: key}]", "budgets[0].scope", "there are no keys"),
+        ("budgets: [{name: a, amount: 1, scope: 'team:red'}]", "budgets[0].scope", "no team 'red'"),
+        ("budgets: [{name: a, amount: 1, scope: 'all:b'}]", "budgets[0].scope", "unknown scope"),
+        ("budgets: [{name: a, amount: 1, scope: 'user:'}]", "budgets[0].scope", "unknown scope"),
+        (
+            "budgets: [{name: a, amount: 1, scope: 'organisation:acme'}]",
+            "budgets[0].scope",
+            "This one is `default`",
+        ),
+        ("budgets: [{name: 'a@b', amount: 1}]", "budgets[0].name", "may not be a budget's name"),
+        ("budgets: [{name: 'key:a:usd', amount: 1}]", "budgets[0].name", "the proxy's own"),
+        ("budgets: [{name: a, amount: 1, window: fortnight}]", "budgets[0].window", "`day`, `week`, `month`"),
+        ("budgets: [{name: a, amount: 1, window: 1ms, sliding: 1}]", "budgets[0].sliding", "true or false"),
+        ("budgets: [{name: a, amount: 1, window: 0}]", "budgets[0].window", "a duration such as `1h`"),
+        (
+            "budgets: [{name: a, amount: 1, window: day, sliding: true}]",
+            "budgets[0].sliding",
+            "only a window with a length",
+        ),
+        (
+            "budgets: [{name: a, amount: 1, sliding: true}]",
+            "budgets[0].sliding",
+            "only a window with a length",
+        ),
+        ("budgets: [{name: a, amount: 1, window: month, refill_per_s: 1}]", "budgets[0]", "both"),
+        (
+            "budgets: [{name: a, amount: 1, window: day, time_zone: Europe/Berlim}]",
+            "budgets[0].time_zone",
+            "Did you mean `Europe/Berlin`?",
+        ),
+        (
+            "budgets: [{name: a, amount: 1, window: day, time_zone: ../../etc/passwd}]",
+            "budgets[0].time_zone",
+            "there is no time zone",
+        ),
+        (
+            "budgets: [{name: a, amount: 1, window: 1d, time_zone: Europe/Berlin}]",
+            "budgets[0].time_zone",
+            "Use `window: day`",
+        ),
+        (
+            "budgets: [{name: a, amount: 1, hard: false, overdraft: 1}]",
+            "budgets[0].overdraft",
+            "only a hard budget",
+        ),
+        (
+            "budgets: [{name: a, amount: 5, resource: parallel, window: 1h}]",
+            "budgets[0]",
+            "has no window",
+        ),
+        (
+            "budgets: [{name: a, amount: 5, resource: parallel, hard: false}]",
+            "budgets[0].hard",
+            "always hard",
+        ),
+        (
+            "budgets: [{name: a, amount: 5, resource: requests, scope: request}]",
+            "budgets[0].resource",
+            "always one request",
+        ),
+        ("budgets: [{name: a, amount: 5, window: 1h, scope: request}]", "budgets[0]", "no window"),
+        ("budgets: [{name: a, amount: 5, hard: false, scope: request}]", "budgets[0].hard", "always a hard"),
+        ("teams: {red: {budget: {window: 1d}}}", "teams.red.budget", "names no amount"),
+        ("teams: {red: {models: [gpt-4]}}", "teams.red.models[0]", "Did you mean `gpt-4o`?"),
+        ("teams: {red: {endpoints: [gpu]}}", "teams.red.endpoints[0]", "no endpoint 'gpu'"),
+        (
+            "teams: {red: {budget: {usd: 1, window: 1d, time_zone: Asia/Tokyo}}}",
+            "teams.red.budget.time_zone",
+            "only a window of the calendar",
+        ),
+        ("keys: [{name: a, secret: b, team: red}]", "keys[0].team", "there is no team 'red'"),
+        ("keys: [{name: a, secret: b, endpoints: [gtp]}]", "keys[0].endpoints[0]", "Did you mean `gpt`?"),
+        ("keys: [{name: a, secret: b, expires: 2027-01-31}]", "keys[0].expires", "with its zone"),
+        ("keys: [{name: a, secret: b, expires: 2027-01-31T12:00:00}]", "keys[0].expires", "with its zone"),
+        ("keys: [{name: a, secret: b, expires: 1801396800}]", "keys[0].expires", "with its zone"),
+        ("auth: {user_header: 'x y'}", "auth.user_header", "not a header"),
+        ("auth: {session_headers: [x-a, Authorization]}", "auth.session_headers[1]", "another meaning"),
+        ("ledger: {url: 'mysql://a/b'}", "ledger.url", "not an address of books"),
+        ("ledger: {url: 'postgresql://a:x/b'}", "ledger.url", "not an address of books"),
+        ("ledger: {url: 'sqlite://'}", "ledger.url", "not an address of books"),
+        ("ledger: {redis: 'redis://a:6379/0'}", "ledger.redis", "needs PostgreSQL"),
+        (
+            "ledger: {url: 'postgresql://a/b', redis: 'http://a:6379'}",
+            "ledger.redis",
+            "not an address of Redis",
+        ),
+        ("ledger: {url: memory}\nlisten: {workers: 2}", "ledger.url", "there are 2 workers"),
+        ("ledger: {durability: disk}", "ledger.durability", "`machine` or `process`"),
+        ("ledger: {commit_s: 5s}", "ledger.commit_s", "from 0.001 to 1"),
         ("budgets: [{name: a, amount: 1, scope: everyone}]", "budgets[0].scope", "unknown scope"),
         ("budgets: [{name: a, amount: 1, window: 1d, refill_per_s: 1}]", "budgets[0]", "both"),
         (
@@ -181,12 +268,17 @@ colour: red
         (
             "budgets: [{name: a, amount: 1, resource: joules}]",
             "budgets[0].resource",
-            "does not measure 'joules'",
+            "Give `endpoints.gpt.watts`.",
         ),
         (
-            "budgets: [{name: a, amount: 1, resource: gco2, hard: false}]",
+            "budgets: [{name: a, amount: 1, resource: joules, hard: false}]",
             "budgets[0].resource",
-            "Use `usd`, `tokens`, `requests` or `server_seconds`",
+            "nothing would ever be spent",
+        ),
+        (
+            "budgets: [{name: a, amount: 1, resource: bytes}]",
+            "budgets[0].resource",
+            "Use `usd`, `tokens`, `requests`, `server_seconds`, `joules`, `gco2` or `parallel`",
         ),
         ("unknown_price: {input_usd_per_mtok: 1}", "unknown_price.output_usd_per_mtok", "missing"),
         ("unknown_price: zero", "unknown_price", "expected `unknown`"),
@@ -371,31 +463,14 @@ def test_files(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("text", "path"),
-    [
-        ("keys: [{name: a, secret: b, limits: {parallel: 3}}]", "keys[0].limits.parallel"),
-        (
-            "keys: [{name: a, secret: b, limits: {requests_per_minute: 3}}]",
-            "keys[0].limits.requests_per_minute",
-        ),
-        ("budgets: [{name: a, resource: requests, amount: 3}]", "budgets[0].amount"),
-    ],
-)
-def test_a_limit_that_workers_cannot_share(text: str, path: str) -> None:
-    problem = only(f"{GOOD}{text}\nlisten: {{workers: 4}}\n")
-    assert (problem.path, problem.line) == (path, 5)
-    assert problem.message == "3 cannot be shared among 4 workers."
-    with pytest.raises(ConfigError, match="Give at least 4"):
-        override(loads(GOOD + text, environ=ENV), workers=4)
-    assert override(loads(GOOD + text, environ=ENV), workers=3).listen.workers == 3
-
-
 def test_override_is_checked_too() -> None:
     config = loads(GOOD, environ=ENV)
     assert override(config, port=0, host=None).listen.port == 0
     with pytest.raises(ConfigError, match="there are no keys"):
         override(config, host="0.0.0.0")
+    assert override(config, workers=64).listen.workers == 64
+    with pytest.raises(ConfigError, match=r"command line: ledger.url: `memory` keeps books in one process"):
+        override(loads(GOOD + "ledger: {url: memory}", environ=ENV), workers=2)
     for host in ("localhost", "127.0.0.2", "::1"):
         assert override(config, host=host).listen.host == host
 

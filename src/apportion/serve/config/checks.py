@@ -6,15 +6,16 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path as FilePath
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from apportion.core import catalogue
 from apportion.core.errors import ApportionError, ParameterError, UnknownMethodError
-from apportion.core.resource import resource, resources
+from apportion.core.resource import resources
+from apportion.serve.config import budgets
 from apportion.serve.config.convert import nearest
 from apportion.serve.config.document import Path
-from apportion.serve.config.schema import Budget, Config, Endpoint, Key, Model, PolicyChoice
+from apportion.serve.config.fault import Fault
+from apportion.serve.config.schema import Auth, Config, Endpoint, Key, Model, PolicyChoice, Team
 
 _KIND_ONLY = {
     "weights": "local",
@@ -25,18 +26,9 @@ _KIND_ONLY = {
     "file": "replay",
     "speed": "replay",
 }
-_METERED = ("usd", "tokens", "requests", "server_seconds")
-"""Resources whose spending the proxy measures; a budget in any other would never move."""
 _HEADER = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _OWN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection"})
-
-
-class Fault(NamedTuple):
-    """One thing wrong, before the reader adds the file and the line."""
-
-    path: Path
-    message: str
-    fix: str | None = None
+_CREDENTIALS = frozenset({"authorization", "x-api-key", "cookie"})
 
 
 def faults(config: Config, names: Callable[[str], set[str]]) -> Iterator[Fault]:
@@ -45,11 +37,13 @@ def faults(config: Config, names: Callable[[str], set[str]]) -> Iterator[Fault]:
     ``names("endpoints")`` are the names the file mentions there, also those whose own values are wrong, so
     that one mistake is not reported again wherever its name is used.
     """
-    if not names("keys"):
-        yield from exposure(config)
-    yield from shares(config)
+    yield from exposure(config, keys=bool(names("keys")))
+    yield from books(config)
+    yield from _headers(config.auth)
+    for name, team in config.teams.items():
+        yield from _owner(("teams", name), team, names)
     for index, key in enumerate(config.keys):
-        yield from _key(("keys", index), key, config.keys[:index], names("models"))
+        yield from _key(("keys", index), key, config.keys[:index], names)
     for name, endpoint in config.endpoints.items():
         yield from _endpoint(("endpoints", name), endpoint)
     if not names("models"):
@@ -57,14 +51,7 @@ def faults(config: Config, names: Callable[[str], set[str]]) -> Iterator[Fault]:
     for name, model in config.models.items():
         yield from _model(("models", name), model, names("endpoints"))
     yield from _prices(config)
-    seen: set[str] = set()
-    for index, budget in enumerate(config.budgets):
-        yield from _budget(("budgets", index), budget, names)
-        if budget.name in seen:
-            yield Fault(
-                ("budgets", index, "name"), f"another budget is called {budget.name!r}.", "Rename one."
-            )
-        seen.add(budget.name)
+    yield from budgets.faults(config, names)
 
 
 def is_loopback(host: str) -> bool:
@@ -77,39 +64,89 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def exposure(config: Config) -> Iterator[Fault]:
-    """An open proxy that others can reach is refused."""
-    if not is_loopback(config.listen.host) and not config.keys:
+def exposure(config: Config, *, keys: bool | None = None) -> Iterator[Fault]:
+    """An open proxy that others can reach is refused. ``keys``: whether the file has any, right or wrong."""
+    host = config.listen.host
+    if is_loopback(host):
+        return
+    if not config.auth.required:
+        yield Fault(
+            ("auth", "required"),
+            f"{host!r} can be reached from other machines, where everybody needs a key.",
+            "Remove it, or listen on 127.0.0.1.",
+        )
+    if not (config.keys if keys is None else keys):
         yield Fault(
             ("listen", "host"),
-            f"{config.listen.host!r} can be reached from other machines, and there are no keys.",
+            f"{host!r} can be reached from other machines, and there are no keys.",
             "Add `keys`, or listen on 127.0.0.1.",
         )
 
 
-def shares(config: Config) -> Iterator[Fault]:
-    """Of a limit on requests, every worker must get at least one; whom a share of none serves is chance."""
-    workers = config.listen.workers
-    limits: list[tuple[Path, float | None]] = [
-        (("keys", index, "limits", field), getattr(key.limits, field))
-        for index, key in enumerate(config.keys)
-        for field in ("requests_per_minute", "tokens_per_minute", "parallel")
-    ]
-    limits += [
-        (("budgets", index, "amount"), budget.amount)
-        for index, budget in enumerate(config.budgets)
-        if budget.resource == "requests" and budget.amount and budget.hard
-    ]
-    for path, limit in limits:
-        if limit is not None and limit < workers:
-            yield Fault(
-                path,
-                f"{limit:g} cannot be shared among {workers} workers.",
-                f"Give at least {workers}, or run fewer workers (`listen.workers`).",
-            )
+def books(config: Config) -> Iterator[Fault]:
+    """The books are at an address that is one, and all workers share them."""
+    url = None if config.ledger.url is None else config.ledger.url.reveal()
+    kind = "sqlite" if url is None else _kind_of_books(url)
+    if kind is None:
+        yield Fault(
+            ("ledger", "url"),
+            "not an address of books.",
+            "Write `sqlite:///FILE`, `postgresql://USER:PASSWORD@HOST/DATABASE` or `memory`.",
+        )
+    if kind == "memory" and config.listen.workers > 1:
+        yield Fault(
+            ("ledger", "url"),
+            f"`memory` keeps books in one process, and there are {config.listen.workers} workers.",
+            "Use `sqlite:///FILE`, or one worker (`listen.workers`).",
+        )
+    if config.ledger.redis is None:
+        return
+    if not re.match(r"(rediss?|valkeys?|unix)://.", config.ledger.redis.reveal()):
+        yield Fault(("ledger", "redis"), "not an address of Redis.", "Write `redis://HOST:6379/0`.")
+    if kind not in ("postgresql", None):
+        yield Fault(
+            ("ledger", "redis"),
+            "Redis only lends; the record needs PostgreSQL.",
+            "Give `ledger.url`: `postgresql://USER:PASSWORD@HOST/DATABASE`, or remove this.",
+        )
 
 
-def _key(path: Path, key: Key, before: list[Key], models: set[str]) -> Iterator[Fault]:
+def _kind_of_books(url: str) -> str | None:
+    if url == "memory":
+        return url
+    if re.match(r"sqlite:///[^?]", url):
+        return "sqlite"
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("postgresql", "postgres") and (parts.port or 1) > 0
+    except ValueError:
+        return None
+    return "postgresql" if known else None
+
+
+def _headers(auth: Auth) -> Iterator[Fault]:
+    named: list[tuple[Path, str | None]] = [(("auth", "user_header"), auth.user_header)]
+    named += [(("auth", "session_headers", index), name) for index, name in enumerate(auth.session_headers)]
+    for path, name in named:
+        if name is not None and not _HEADER.fullmatch(name):
+            yield Fault(path, "not a header that HTTP allows.")
+        elif name is not None and name.lower() in _OWN_HEADERS | _CREDENTIALS:
+            yield Fault(path, f"{name!r} has another meaning.", "Name one that says only this.")
+
+
+def _owner(path: Path, owner: Key | Team, names: Callable[[str], set[str]]) -> Iterator[Fault]:
+    """What keys and teams have in common."""
+    for part in ("models", "endpoints"):
+        known = names(part)
+        for index, name in enumerate(getattr(owner, part) or ()):
+            if name not in known:
+                fix = nearest(name, sorted(known))
+                yield Fault((*path, part, index), f"there is no {part[:-1]} {name!r}.", fix)
+    if owner.budget is not None and owner.budget.usd is None and owner.budget.tokens is None:
+        yield Fault((*path, "budget"), "names no amount.", "Give `usd` or `tokens`.")
+
+
+def _key(path: Path, key: Key, before: list[Key], names: Callable[[str], set[str]]) -> Iterator[Fault]:
     if (key.secret is None) == (key.secret_sha256 is None):
         yield Fault(path, f"the key {key.name!r} needs exactly one of `secret` and `secret_sha256`.")
     for other in before:
@@ -117,14 +154,11 @@ def _key(path: Path, key: Key, before: list[Key], models: set[str]) -> Iterator[
             yield Fault((*path, "name"), f"another key is called {key.name!r}.", "Rename one of them.")
         elif key.digest() and other.digest() == key.digest():
             yield Fault(path, f"the keys {other.name!r} and {key.name!r} have the same secret.")
-    if key.models is not None:
-        for index, name in enumerate(key.models):
-            if name not in models:
-                yield Fault(
-                    (*path, "models", index), f"there is no model {name!r}.", nearest(name, sorted(models))
-                )
-    if key.budget is not None and key.budget.usd is None and key.budget.tokens is None:
-        yield Fault((*path, "budget"), "names no amount.", "Give `usd` or `tokens`.")
+    if key.team is not None and key.team not in names("teams"):
+        yield Fault(
+            (*path, "team"), f"there is no team {key.team!r}.", nearest(key.team, sorted(names("teams")))
+        )
+    yield from _owner(path, key, names)
 
 
 def _endpoint(path: Path, endpoint: Endpoint) -> Iterator[Fault]:
@@ -264,36 +298,6 @@ def _prices(config: Config) -> Iterator[Fault]:
             yield Fault(("prices", name), f"there is no resource {name!r}.", _nearest_resource(name))
         elif name == "usd" and price != 1:
             yield Fault(("prices", name), "a dollar is always worth 1.", "Remove it.")
-
-
-def _budget(path: Path, budget: Budget, names: Callable[[str], set[str]]) -> Iterator[Fault]:
-    if budget.resource not in {known.name for known in resources()}:
-        message = f"there is no resource {budget.resource!r}."
-        yield Fault((*path, "resource"), message, _nearest_resource(budget.resource))
-    elif budget.resource not in _METERED:
-        yield Fault(
-            (*path, "resource"),
-            f"the proxy does not measure {budget.resource!r}, so that nothing would ever be spent.",
-            "Use `usd`, `tokens`, `requests` or `server_seconds`.",
-        )
-    else:
-        try:
-            resource(budget.resource).to_units(budget.amount)
-        except ApportionError as error:
-            yield Fault((*path, "amount"), error.message, error.fix)
-    if budget.window is not None and budget.refill_per_s is not None:
-        yield Fault(path, "has both `window` and `refill_per_s`.", "Keep one of them.")
-    kind, colon, name = budget.scope.partition(":")
-    if kind not in ("key", "model", "endpoint") or (not colon and kind != "key"):
-        if budget.scope != "all":
-            fix = "Write `all`, `key`, `key:NAME`, `model:NAME` or `endpoint:NAME`."
-            yield Fault((*path, "scope"), f"unknown scope {budget.scope!r}.", fix)
-    elif colon:
-        known = names(f"{kind}s")
-        if name not in known:
-            yield Fault((*path, "scope"), f"there is no {kind} {name!r}.", nearest(name, sorted(known)))
-    elif not names("keys"):
-        yield Fault((*path, "scope"), "there are no keys.", "Use `all`, or add `keys`.")
 
 
 def _nearest_resource(name: str) -> str:

@@ -19,6 +19,8 @@ from apportion.serve.config.secret import Secret
 
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\})?")
 _INTEGER = re.compile(r"[-+]?[0-9][0-9_]*")
+_WINDOWS: Final = {"forever": None, "day": "day", "week": "week", "month": "month"}
+"""Windows that are words; see `schema.Window`."""
 _TRUE = frozenset({"true", "yes", "on"})
 _FALSE = frozenset({"false", "no", "off"})
 _LOOKS_SECRET = re.compile(r"(?=\S*[0-9])(?=\S*[A-Za-z])\S{20,}")
@@ -160,10 +162,8 @@ class Converter:
     def _union(self, kind: inspect.UnionType, node: Node, path: Path) -> Any:
         choices = [choice for choice in kind.types if not isinstance(choice, inspect.NoneType)]
         optional = len(choices) < len(kind.types)
-        if optional and isinstance(node, Scalar):
-            forever = any(_unit(choice) == "window" for choice in choices) and node.text == "forever"
-            if node.kind == "null" or forever:
-                return None
+        if optional and isinstance(node, Scalar) and node.kind == "null":
+            return None
         for choice in choices:
             if len(choices) == 1 or isinstance(choice, inspect.StructType) == isinstance(node, Fields):
                 return self.value(choice, node, path)
@@ -206,6 +206,8 @@ class Converter:
     def _scalar(self, kind: inspect.Type, unit: str | None, node: Scalar, text: str, path: Path) -> Any:
         filled = text != node.text
         value: Any = None
+        if unit == "window" and text in _WINDOWS:
+            return _WINDOWS[text]
         if isinstance(kind, inspect.CustomType) and kind.cls is Secret:
             if node.kind in ("null", "bool") or not text.strip():
                 return self.refuse(
@@ -234,7 +236,9 @@ class Converter:
         elif isinstance(kind, inspect.FloatType):
             if node.kind in ("int", "float") or filled or _is_exponent(text):
                 value = _number(text)
-            if value is None and unit in ("duration", "window"):
+            if unit == "moment":
+                value = units.moment_s(text)
+            elif value is None and unit in ("duration", "window"):
                 value = units.duration_s(text)
         if value is None or not _within(kind, value):
             near = isinstance(kind, inspect.LiteralType) and not filled and _near(text, kind.values)
@@ -348,6 +352,10 @@ def _expected(kind: inspect.Type, unit: str | None) -> str:
         noun = "a whole number" if isinstance(kind, inspect.IntType) else "a number"
         if unit == "size":
             noun = "a size such as `20MiB`"
+        elif unit == "moment":
+            return "a date and time with its zone such as `2027-01-31T12:00:00Z`"
+        elif unit == "window":
+            return "`day`, `week`, `month`, `forever` or a duration such as `1h`"
         elif unit is not None:
             noun = "a duration such as `30s`"
         return f"{noun}, {bounds(kind)}" if bounds(kind) else noun

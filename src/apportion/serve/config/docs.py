@@ -205,13 +205,13 @@ def _words(kind: inspect.Type, unit: str | None = None) -> str:
         return _words(kind.type, unit or (kind.extra or {}).get("unit"))
     if isinstance(kind, inspect.UnionType):
         choices = [choice for choice in kind.types if not isinstance(choice, inspect.NoneType)]
-        words = " or ".join(_words(choice, unit) for choice in choices)
-        window = any(
-            isinstance(c, inspect.Metadata) and (c.extra or {}).get("unit") == "window" for c in choices
-        )
-        return f"{words}, or `forever`" if window else words
+        if any(_unit(choice) == "window" for choice in choices):
+            return "`day`, `week`, `month`, a duration, or `forever`"
+        return " or ".join(_words(choice, unit) for choice in choices)
     if isinstance(kind, inspect.IntType | inspect.FloatType):
-        noun = {"size": "size", "duration": "duration", "window": "duration"}.get(unit or "")
+        if unit == "moment":
+            return "date and time with zone"
+        noun = {"size": "size", "duration": "duration"}.get(unit or "")
         noun = noun or ("whole number" if isinstance(kind, inspect.IntType) else "number")
         return f"{noun}, {bounds(kind)}" if bounds(kind) else noun
     if isinstance(kind, inspect.StrType):
@@ -238,6 +238,8 @@ def _plural(kind: inspect.Type) -> str:
 def _default(field: inspect.Field) -> str:
     if field.required:
         return "**required**"
+    if field.default_factory is not NODEFAULT and (made := field.default_factory()):
+        return ", ".join(f"`{item}`" for item in made)
     if field.default is NODEFAULT or field.default is None or isinstance(field.default, msgspec.Struct):
         return ""
     if isinstance(field.default, bool):

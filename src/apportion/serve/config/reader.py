@@ -8,13 +8,15 @@ from pathlib import Path as FilePath
 
 import msgspec
 
-from apportion.serve.config import checks, document
+from apportion.serve.config import checks, document, state
 from apportion.serve.config.convert import INVALID, Converter
 from apportion.serve.config.document import Fields, Items, Node, Path, Scalar
 from apportion.serve.config.problems import ConfigError, Problem
-from apportion.serve.config.schema import Config, Endpoint
+from apportion.serve.config.schema import Config, Endpoint, Ledger
+from apportion.serve.config.secret import Secret
 
 MAX_FILE_BYTES = 8 * 2**20
+_SQLITE = "sqlite:///"
 
 
 def load(path: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Config:
@@ -51,13 +53,14 @@ def loads(
     the current one). Raises `ConfigError`.
     """
     tree, problems = document.parse(text, name)
-    converter = Converter(name, os.environ if environ is None else environ)
+    environ = os.environ if environ is None else environ
+    converter = Converter(name, environ)
     config: Config | None = None
     if tree is not None:
         found = converter.struct(Config, tree, ())
         config = None if found is INVALID else found
     if config is not None and tree is not None:
-        config = _resolve_paths(config, folder or FilePath.cwd())
+        config = _resolve_paths(config, folder or FilePath.cwd(), environ)
         _check(config, tree, converter)
     problems += converter.problems
     if problems or config is None:
@@ -77,7 +80,7 @@ def override(config: Config, **listen: str | int | None) -> Config:
             message=fault.message,
             fix=fault.fix,
         )
-        for fault in (*checks.exposure(changed), *checks.shares(changed))
+        for fault in (*checks.exposure(changed), *checks.books(changed))
     ]
     if wrong:
         raise ConfigError(wrong)
@@ -116,9 +119,25 @@ def _line(path: Path, lines: Mapping[Path, int]) -> int | None:
     return lines.get(path)
 
 
-def _resolve_paths(config: Config, folder: FilePath) -> Config:
+def _resolve_paths(config: Config, folder: FilePath, environ: Mapping[str, str]) -> Config:
     endpoints = {name: _resolve_endpoint(endpoint, folder) for name, endpoint in config.endpoints.items()}
-    return msgspec.structs.replace(config, endpoints=endpoints)
+    ledger = _resolve_ledger(config.ledger, folder, environ)
+    return msgspec.structs.replace(config, endpoints=endpoints, ledger=ledger)
+
+
+def _resolve_ledger(ledger: Ledger, folder: FilePath, environ: Mapping[str, str]) -> Ledger:
+    """With `url` from the environment if the file names none, and paths made absolute."""
+    url = ledger.url
+    if url is None:
+        given = environ.get(state.LEDGER_URL, "").strip()
+        url = Secret(given) if given else None
+    elif url.reveal().startswith(_SQLITE):
+        file, mark, query = url.reveal().removeprefix(_SQLITE).partition("?")
+        url = Secret(f"{_SQLITE}{folder / FilePath(file).expanduser()}{mark}{query}") if file else url
+    journal = ledger.journal
+    if journal:
+        journal = str(folder / FilePath(journal).expanduser())
+    return msgspec.structs.replace(ledger, url=url, journal=journal)
 
 
 def _resolve_endpoint(endpoint: Endpoint, folder: FilePath) -> Endpoint:

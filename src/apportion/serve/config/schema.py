@@ -2,18 +2,23 @@
 
 This file is the only place where a key is declared. The reader validates against it, the messages
 quote it and ``docs/reference/configuration.md`` is generated from it. Durations are seconds once
-read (a file may write ``250ms``, ``30s``, ``5m``, ``1h``, ``1d``), sizes are bytes (``20MiB``).
+read (a file may write ``250ms``, ``30s``, ``5m``, ``1h``, ``1d``), sizes are bytes (``20MiB``), moments are
+Unix seconds (``2027-01-31T12:00:00Z``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from apportion.serve.config import state
 from apportion.serve.config.secret import Secret
 
 __all__ = [
+    "Auth",
     "Breaker",
     "Budget",
     "Config",
@@ -23,6 +28,7 @@ __all__ = [
     "Key",
     "KeyBudget",
     "KeyLimits",
+    "Ledger",
     "Listen",
     "Log",
     "Model",
@@ -34,6 +40,7 @@ __all__ = [
     "Retries",
     "Secret",
     "Target",
+    "Team",
     "Timeouts",
     "Tls",
     "TokenPrices",
@@ -43,8 +50,11 @@ Seconds = Annotated[float, Meta(extra={"unit": "duration"})]
 """A number of seconds, or a string such as ``250ms``."""
 Bytes = Annotated[int, Meta(extra={"unit": "size"})]
 """A number of bytes, or a string such as ``20MiB``."""
-Window = Annotated[float, Meta(gt=0, extra={"unit": "window"})] | None
-"""Seconds; None (written ``forever``) never starts again."""
+Calendar = Literal["day", "week", "month"]
+Window = Annotated[float, Meta(ge=0.001, extra={"unit": "window"})] | Calendar | None
+"""Seconds, or a unit of the calendar; None (written ``forever``) never starts again."""
+Moment = Annotated[float, Meta(extra={"unit": "moment"})]
+"""Unix seconds, written as an ISO 8601 date and time with its zone."""
 Count = Annotated[int, Meta(ge=1)]
 UsdPerMtok = Annotated[float, Meta(ge=0)]
 Api = Literal["chat", "completions", "embeddings", "responses", "messages", "count_tokens"]
@@ -95,7 +105,7 @@ class Http(Struct, frozen=True, kw_only=True):
 
 
 class KeyLimits(Struct, frozen=True, kw_only=True):
-    """Rates of one key. A limit that is left out does not exist; to block a key, remove it."""
+    """Rates of one key or team. A limit that is left out does not exist; to block a key, disable it."""
 
     requests_per_minute: Annotated[Count | None, Meta(description="Requests started in any minute.")] = None
     tokens_per_minute: Annotated[
@@ -108,17 +118,29 @@ class KeyLimits(Struct, frozen=True, kw_only=True):
 
 
 class KeyBudget(Struct, frozen=True, kw_only=True):
-    """What one key may spend: the short form of an entry of `budgets` with scope `key:NAME`."""
+    """What one key or team may spend: the short form of entries of `budgets` with scope `key:NAME` or
+    `team:NAME`."""
 
     usd: Annotated[Annotated[float, Meta(ge=0)] | None, Meta(description="Dollars per window.")] = None
     tokens: Annotated[Annotated[int, Meta(ge=0)] | None, Meta(description="Tokens per window.")] = None
-    window: Annotated[
-        Window,
-        Meta(description="Length of the window, for example `1h`, `1d`; `forever` never starts again."),
-    ] = None
+    window: Annotated[Window, Meta(description="As in `budgets`.")] = None
+    time_zone: Annotated[str, Meta(description="As in `budgets`.")] = "UTC"
     hard: Annotated[
         bool, Meta(description="True: refuse what could exceed it. False: only raise the price of spending.")
     ] = True
+
+
+class Team(Struct, frozen=True, kw_only=True):
+    """What the keys of one team share. A request must fit its key and its team."""
+
+    models: Annotated[
+        list[str] | None, Meta(description="Logical names of the models it may use. Left out: all of them.")
+    ] = None
+    endpoints: Annotated[
+        list[str] | None, Meta(description="Endpoints that may answer it. Left out: all of them.")
+    ] = None
+    limits: Annotated[KeyLimits, Meta(description="Rates of its keys together.")] = KeyLimits()
+    budget: Annotated[KeyBudget | None, Meta(description="What its keys may spend together.")] = None
 
 
 class Key(Struct, frozen=True, kw_only=True):
@@ -136,9 +158,18 @@ class Key(Struct, frozen=True, kw_only=True):
             description="In place of `secret`: its SHA-256 in hexadecimal. Exactly one of the two is given."
         ),
     ] = None
+    team: Annotated[str | None, Meta(description="Name of the team it belongs to.")] = None
     models: Annotated[
         list[str] | None, Meta(description="Logical names of the models it may use. Left out: all of them.")
     ] = None
+    endpoints: Annotated[
+        list[str] | None, Meta(description="Endpoints that may answer it. Left out: all of them.")
+    ] = None
+    expires: Annotated[
+        Moment | None,
+        Meta(description="From then on it is refused, for example `2027-01-31T12:00:00Z`. Left out: never."),
+    ] = None
+    disabled: Annotated[bool, Meta(description="True: it is refused, and stays in the books.")] = False
     admin: Annotated[
         bool,
         Meta(description="May read the decisions of other keys, and use the other administrative paths."),
@@ -275,6 +306,13 @@ class Endpoint(Struct, frozen=True, kw_only=True):
             "Replaces `price`."
         ),
     ] = None
+    watts: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(
+            description="Power drawn while it works on one request, its share of the idle machine included: "
+            "joules are watts times server-seconds. Left out: unknown."
+        ),
+    ] = None
     slots: Annotated[
         Count | None, Meta(description="Requests it works on at once. Left out: unknown; `local`: 4.")
     ] = None
@@ -395,12 +433,16 @@ class Model(Struct, frozen=True, kw_only=True):
 
 
 class Budget(Struct, frozen=True, kw_only=True):
-    """An amount of a resource for somebody, over a window or refilled at a rate."""
+    """An amount of a resource for somebody, over a window or refilled at a rate. A request must fit all the
+    budgets it falls under."""
 
     name: Annotated[str, Meta(min_length=1, description="Shown in records, metrics and errors; unique.")]
     resource: Annotated[
         str,
-        Meta(description="`usd`, `tokens`, `requests` or `server_seconds`: what the proxy measures."),
+        Meta(
+            description="`usd`, `tokens`, `requests`, `server_seconds`, `joules` or `gco2` (grams): what the "
+            "proxy measures; or `parallel`: requests under way at once."
+        ),
     ] = "usd"
     amount: Annotated[
         float,
@@ -411,8 +453,21 @@ class Budget(Struct, frozen=True, kw_only=True):
     ]
     window: Annotated[
         Window,
-        Meta(description="Length of the window, for example `1h`, `1d`; `forever` never starts again."),
+        Meta(
+            description="A length, for example `1h`; a `day`, a `week` (from Monday) or a `month` of the "
+            "calendar; `forever` never starts again."
+        ),
     ] = None
+    time_zone: Annotated[
+        str, Meta(description="Whose days, weeks and months they are, for example `Europe/Berlin`.")
+    ] = "UTC"
+    sliding: Annotated[
+        bool,
+        Meta(
+            description="True: the amount holds for every interval of the window's length, wherever it "
+            "begins. False: windows follow each other and each starts full."
+        ),
+    ] = False
     refill_per_s: Annotated[
         Annotated[float, Meta(gt=0)] | None,
         Meta(description="In place of `window`: refilled continuously at this rate per second."),
@@ -420,13 +475,22 @@ class Budget(Struct, frozen=True, kw_only=True):
     scope: Annotated[
         str,
         Meta(
-            description="`all`: one account. `key`: one account for each key. `key:NAME`, `model:NAME`, "
-            "`endpoint:NAME`: one account for that one."
+            description="Who shares it. `all` (or `organisation`): one account. `team`, `key`, `user`, "
+            "`session`, `model`, `endpoint`: one account for each. `team:NAME` and so on: for that one only. "
+            "`request`: the most that one request may take."
         ),
     ] = "all"
     hard: Annotated[
         bool, Meta(description="True: refuse what could exceed it. False: only raise the price of spending.")
     ] = True
+    overdraft: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="How far beyond the amount a request may go that began while something was left, so "
+            "that its answer is finished. The next window pays for it.",
+        ),
+    ] = 0.0
 
 
 class Pricer(Struct, frozen=True, kw_only=True):
@@ -478,11 +542,101 @@ class Otel(Struct, frozen=True, kw_only=True):
     content: Annotated[bool, Meta(description="Put prompts and answers into the spans.")] = False
 
 
+SESSION_HEADERS = ("x-session-id", "x-claude-code-session-id", "x-conversation-id")
+
+
+class Auth(Struct, frozen=True, kw_only=True):
+    """How clients show who they are."""
+
+    required: Annotated[
+        bool,
+        Meta(
+            description="True: every request needs a key. False: everybody who reaches the proxy may use it; "
+            "only on a loopback address."
+        ),
+    ] = True
+    pepper: Annotated[
+        Secret | None,
+        Meta(
+            description="Key of the hash that keys made with `apportion keys` are stored as, the same for "
+            "all replicas. Left out: made at the first start and kept in the books."
+        ),
+    ] = None
+    user_header: Annotated[
+        str | None,
+        Meta(
+            description="Header that names the end user, as set by the application in front. It goes before "
+            "what the body says. `null`: only the body counts."
+        ),
+    ] = "x-end-user-id"
+    session_headers: Annotated[
+        list[str], Meta(description="Headers that name the session; the first that is there counts.")
+    ] = field(default_factory=lambda: list(SESSION_HEADERS))
+
+
+class Ledger(Struct, frozen=True, kw_only=True):
+    """Where the books are kept. What changes here takes effect at the next start."""
+
+    url: Annotated[
+        Secret | None,
+        Meta(
+            description="`sqlite:///FILE`, `postgresql://USER:PASSWORD@HOST/DATABASE`, or `memory` (lost at "
+            "the end). Replicas that name the same PostgreSQL share all budgets. Left out: "
+            "`$APPORTION_LEDGER_URL`, else `ledger.db` in `$XDG_STATE_HOME/apportion` (`~/.local/state/apportion`)."
+        ),
+    ] = None
+    redis: Annotated[
+        Secret | None,
+        Meta(
+            description="`redis://HOST:6379/0` (Redis or Valkey): lends from budgets in place of PostgreSQL, "
+            "which stays the record. Only for many replicas."
+        ),
+    ] = None
+    durability: Annotated[
+        Literal["process", "machine"],
+        Meta(
+            description="What a request waits for before it is sent on. `process`: its reservation outlives "
+            "the death of the process. `machine`: it is in the database, and outlives a power cut."
+        ),
+    ] = "process"
+    when_lost: Annotated[
+        Literal["leases", "refuse"],
+        Meta(
+            description="While the database cannot be reached. `leases`: spend what this worker has been "
+            "lent already, then refuse. `refuse`: refuse at once whatever falls under a hard budget."
+        ),
+    ] = "leases"
+    lease_s: Annotated[
+        Seconds,
+        Meta(ge=1, le=3600, description="A worker that is silent for this long is taken for dead."),
+    ] = 30.0
+    commit_s: Annotated[
+        Seconds,
+        Meta(
+            ge=0.001, le=1, description="Time between two commits: what happened in it is written together."
+        ),
+    ] = 0.01
+    journal: Annotated[
+        str | None,
+        Meta(
+            description="Directory of the workers' journals, on a local disk that outlives the process. Left "
+            "out: `journal` in the state directory, beside the default `ledger.db`."
+        ),
+    ] = None
+
+
 class Config(Struct, frozen=True, kw_only=True):
     """The whole of an ``apportion.yaml``."""
 
+    organisation: Annotated[str, Meta(min_length=1, description="The organisation's name in the books.")] = (
+        "default"
+    )
     listen: Annotated[Listen, Meta(description="Where the proxy listens.")] = Listen()
     http: Annotated[Http, Meta(description="Limits on what clients send.")] = Http()
+    auth: Annotated[Auth, Meta(description="How clients show who they are.")] = Auth()
+    teams: Annotated[dict[str, Team], Meta(description="What several keys share, by name.")] = field(
+        default_factory=dict
+    )
     keys: Annotated[list[Key], Meta(description="Who may use the proxy.")] = field(default_factory=list)
     endpoints: Annotated[dict[str, Endpoint], Meta(description="Places that answer requests, by name.")] = (
         field(default_factory=dict)
@@ -497,7 +651,15 @@ class Config(Struct, frozen=True, kw_only=True):
             "(somebody's waiting), `joules`, `gco2`. `usd` is always 1."
         ),
     ] = field(default_factory=dict)
+    gco2_per_kwh: Annotated[
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(
+            description="Grams of CO2 for a kilowatt-hour where the endpoints with `watts` are. Left out: "
+            "unknown."
+        ),
+    ] = None
     budgets: Annotated[list[Budget], Meta(description="What may be spent.")] = field(default_factory=list)
+    ledger: Annotated[Ledger, Meta(description="Where the books are kept.")] = Ledger()
     pricer: Annotated[Pricer, Meta(description="How budgets move prices.")] = Pricer()
     unknown_price: Annotated[
         Literal["unknown"] | TokenPrices,
@@ -511,21 +673,41 @@ class Config(Struct, frozen=True, kw_only=True):
     otel: Annotated[Otel, Meta(description="OpenTelemetry.")] = Otel()
 
     def all_budgets(self) -> list[Budget]:
-        """`budgets` and the `budget` of every key, the latter named ``key:NAME:RESOURCE``."""
+        """`budgets`, and the `budget` of every team and key as `short_budgets` names them."""
         found = list(self.budgets)
+        for name, team in self.teams.items():
+            found += short_budgets(f"team:{name}", team.budget)
         for key in self.keys:
-            if key.budget is None:
-                continue
-            for resource, amount in (("usd", key.budget.usd), ("tokens", key.budget.tokens)):
-                if amount is not None:
-                    found.append(
-                        Budget(
-                            name=f"key:{key.name}:{resource}",
-                            resource=resource,
-                            amount=amount,
-                            window=key.budget.window,
-                            scope=f"key:{key.name}",
-                            hard=key.budget.hard,
-                        )
-                    )
+            found += short_budgets(f"key:{key.name}", key.budget)
         return found
+
+    def state_directory(self, environ: Mapping[str, str] | None = None) -> Path:
+        """The private directory for what outlives the process, made if it is not there."""
+        return state.directory(environ)
+
+    def ledger_url(self, environ: Mapping[str, str] | None = None) -> str:
+        """Where the books are; may hold a password, so it is not for people to see (`state.shown`)."""
+        given = None if self.ledger.url is None else self.ledger.url.reveal()
+        return given or state.default_url(environ)
+
+    def journal_directory(self, environ: Mapping[str, str] | None = None) -> Path:
+        """Where the workers' journals are, made if it is not there."""
+        given = self.ledger.journal
+        return state.private(Path(given) if given else state.directory(environ) / "journal", "ledger.journal")
+
+
+def short_budgets(scope: str, budget: KeyBudget | None) -> Iterable[Budget]:
+    """The entries that the `budget` of a key or team stands for, named ``key:NAME:RESOURCE``."""
+    if budget is None:
+        return
+    for resource, amount in (("usd", budget.usd), ("tokens", budget.tokens)):
+        if amount is not None:
+            yield Budget(
+                name=f"{scope}:{resource}",
+                resource=resource,
+                amount=amount,
+                window=budget.window,
+                time_zone=budget.time_zone,
+                scope=scope,
+                hard=budget.hard,
+            )

@@ -1,8 +1,9 @@
-"""Durations and sizes as people write them: ``250ms``, ``1d``, ``20MiB``."""
+"""Durations, sizes and moments as people write them: ``250ms``, ``1d``, ``20MiB``, ``2027-01-31T12:00:00Z``."""
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 _NUMBER_AND_UNIT = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*")
 
@@ -36,6 +37,20 @@ def size_bytes(text: str) -> int | None:
         return None
     size = float(match[1]) * _SIZES_BYTES[unit]
     return int(size) if size.is_integer() else None
+
+
+def moment_s(text: str) -> float | None:
+    """Unix seconds of an ISO 8601 date and time with its zone; None if it is none, or has no zone."""
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        return None
+    return None if moment.tzinfo is None else moment.timestamp()
+
+
+def show_moment(seconds: float) -> str:
+    """Unix seconds as ISO 8601 in UTC: ``2027-01-31T12:00:00Z``."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def show_duration(seconds: float) -> str:
