@@ -114,6 +114,15 @@ class AuthenticationError(GatewayError):
     retryable = False
 
 
+class LedgerUnavailableError(GatewayError):
+    """The ledger's database does not answer, and without it nothing that falls under a hard budget is promised."""
+
+    status = 503
+    code = "ledger_unavailable"
+    anthropic_type = "overloaded_error"
+    retryable = True
+
+
 class PermissionDeniedError(GatewayError):
     """The key is known but may not do this."""
 

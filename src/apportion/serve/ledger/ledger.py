@@ -1,0 +1,707 @@
+"""A worker's ledger: reserve from purses, write to the journal, tell the bank in batches.
+
+The common reservation is arithmetic on a few integers and one write to mapped memory. Only where a purse is short
+does a request wait for the bank; all that wait share one batch. One batch is under way at a time, in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from apportion.core.budget import Budget
+from apportion.serve.ledger.bank import Bank
+from apportion.serve.ledger.entries import (
+    NOTHING,
+    PARALLEL,
+    RELEASE,
+    RESERVE,
+    RESOURCES,
+    SETTLE,
+    Amounts,
+    BankError,
+    Batch,
+    Entry,
+    Move,
+    Receipt,
+)
+from apportion.serve.ledger.journal import Journal, abandoned
+from apportion.serve.ledger.purse import Lines, Purse, take
+
+logger = logging.getLogger("apportion.ledger")
+
+_T = TypeVar("_T")
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(Entry).decode
+
+_VALID: Final = 0.8
+"""Leases are used for this part of the time for which the bank keeps them."""
+_PATIENCE_S: Final = 5.0
+"""How long a request waits for the bank."""
+_RECALL_S: Final = 0.05
+_RECALLS: Final = 24
+"""How often, and how far apart, a request asks again for what lies unused in other workers' purses."""
+_RETRY_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_WAITING: Final = 4096
+_PER_BATCH: Final = 512
+
+
+class Refused(Exception):
+    """A hard budget has not so much left. ``left`` and ``wanted`` are in smallest parts; ``wait_s`` is when it
+    would fit if nobody else took any, None if no such time is known."""
+
+    def __init__(self, purse: Purse, wanted: int, left: int, wait_s: float | None) -> None:
+        super().__init__(purse.account)
+        self.purse = purse
+        self.wanted = wanted
+        self.left = left
+        self.wait_s = wait_s
+
+
+class Unavailable(Exception):
+    """The ledger cannot tell whether there is enough, or cannot keep a record: nothing is promised then."""
+
+    def __init__(self, why: str, wait_s: float) -> None:
+        super().__init__(why)
+        self.wait_s = wait_s
+
+
+class Settings(NamedTuple):
+    """How a ledger works; see `serve.config.schema.Ledger`."""
+
+    journal: Path | None
+    lease_s: float = 30.0
+    commit_s: float = 0.01
+    when_lost: Literal["leases", "refuse"] = "leases"
+
+
+class _Home(NamedTuple):
+    """Under which name reservations are made, and where they are protected."""
+
+    holder: str
+    journal: Journal | None
+
+
+class Reservation:
+    """What one attempt holds, until it is settled or released."""
+
+    __slots__ = ("entry", "held", "home", "lines", "slot")
+
+    def __init__(
+        self, home: _Home, lines: Lines, held: Sequence[int], entry: Entry, slot: int | None
+    ) -> None:
+        self.home = home
+        self.lines = lines
+        self.held = held
+        """Amounts by place; the lines say which place is theirs."""
+        self.entry = entry
+        self.slot = slot
+
+
+class _Waiter:
+    __slots__ = ("amounts", "asked", "entry", "future", "lines", "since_s", "tries")
+
+    def __init__(
+        self, lines: Lines, amounts: Sequence[int], entry: Entry, future: asyncio.Future[Reservation], now_s: float
+    ) -> None:
+        self.lines = lines
+        self.amounts = amounts
+        self.entry = entry
+        self.future = future
+        self.since_s = now_s
+        self.asked = False
+        """Whether the batch under way asks for it."""
+        self.tries = 0
+
+
+class Ledger:
+    """The books of one worker. Made with ``await Ledger.open(...)``."""
+
+    def __init__(self, bank: Bank, settings: Settings, *, rng: random.Random) -> None:
+        self._bank = bank
+        self._settings = settings
+        self._rng = rng
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._home = _Home("", None)
+        self._count = 0
+        self._number = 0
+        self._purses: WeakValueDictionary[str, Purse] = WeakValueDictionary()
+        self._leased: set[Purse] = set()
+        self._dirty: list[Purse] = []
+        self._entries: list[Entry] = []
+        self._done: list[tuple[_Home, int]] = []
+        self._late: list[tuple[_Home, int | None, Entry, Entry]] = []
+        self._waiters: deque[_Waiter] = deque()
+        self._lookers: list[tuple[Sequence[Purse], asyncio.Future[None]]] = []
+        self._to_be_durable: list[asyncio.Future[None]] = []
+        self._batch: Batch | None = None
+        self._batch_purses: list[Purse] = []
+        self._batch_done: list[tuple[_Home, int]] = []
+        self._batch_lookers: list[asyncio.Future[None]] = []
+        self._batch_durable: list[asyncio.Future[None]] = []
+        self._flying: asyncio.Future[Receipt] | None = None
+        self._started_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+        self._failures = 0
+        self._valid_until_s = 0.0
+        self._last_s = 0.0
+        self._closing = False
+        self.holders = 1
+        """Workers that hold leases of any account, as the bank said last."""
+        self.saved_prices: Callable[[], dict[str, str]] = dict
+        """What is to be remembered of the prices; asked once a second."""
+        self.on_tick: Callable[[], None] = lambda: None
+        self.committed = self.commits = 0
+        """Entries and batches written since the start."""
+
+    @classmethod
+    async def open(cls, bank: Bank, settings: Settings, *, rng: random.Random) -> Ledger:
+        """Recover what dead workers of this machine left behind, and register. Raises `BankError`."""
+        self = cls(bank, settings, rng=rng)
+        await self.run(self._recover_abandoned)
+        await self._register()
+        self._tick()
+        return self
+
+    # what a request does
+
+    def purse(self, account: str, budget: Budget, subject: str) -> Purse:
+        """The purse of an account, the same for everybody in this worker."""
+        found = self._purses.get(account)
+        if found is None:
+            found = self._purses[account] = Purse(account, budget, subject)
+        elif found.budget is not budget and found.budget != budget:
+            found.define(budget)
+            found.known = False
+        return found
+
+    def reservation_id(self) -> str:
+        """The idempotency key of the next reservation."""
+        self._count += 1
+        return f"{self._home.holder}-{self._count:x}"
+
+    def take(self, lines: Lines, amounts: Sequence[int], entry: Entry) -> Reservation | None:
+        """Hold ``amounts`` (by place) at once; None where a purse is short. ``entry`` is the `RESERVE`.
+
+        Raises `Unavailable` when too much waits to be recorded.
+        """
+        if take(lines, amounts) is not None:
+            return None
+        home, slot = self._home, None
+        if home.journal is not None:
+            try:
+                slot = home.journal.take(_encode(entry))
+            except Exception as error:
+                for purse, held, _ in lines.hard:
+                    purse.free += amounts[held]
+                    purse.reserved -= amounts[held]
+                raise Unavailable(f"The journal takes no more reservations ({error}).", 1.0) from None
+        dirty = self._dirty
+        for purse, held, _ in lines.hard:
+            purse.drawn += amounts[held]
+            if not purse.dirty:
+                purse.dirty = True
+                dirty.append(purse)
+        self._entries.append(entry)
+        if self._timer is None:
+            self._soon()
+        return Reservation(home, lines, amounts, entry, slot)
+
+    async def reserve(self, lines: Lines, amounts: Sequence[int], entry: Entry) -> Reservation:
+        """Hold ``amounts``, after asking the bank where purses are short. Raises `Refused`, `Unavailable`."""
+        if not self._waiters:
+            found = self.take(lines, amounts, entry)
+            if found is not None:
+                return found
+        if self._failures:
+            raise Unavailable("The ledger's database does not answer.", self._retry_s())
+        if len(self._waiters) >= _WAITING:
+            raise Unavailable("Too many requests wait for the ledger.", 1.0)
+        waiter = _Waiter(lines, amounts, entry, self._loop.create_future(), self._loop.time())
+        self._waiters.append(waiter)
+        self._now()
+        return await waiter.future
+
+    def settle(self, reservation: Reservation, spent: Sequence[int], entry: Entry) -> None:
+        """Replace a reservation by what it cost; ``entry`` is the `SETTLE` (or `RELEASE`)."""
+        home = reservation.home
+        if home is not self._home:
+            self._settle_late(reservation, entry)
+            return
+        held = reservation.held
+        dirty = self._dirty
+        hard, soft = reservation.lines
+        for purse, place, spends in hard:
+            was = held[place]
+            cost = spent[spends] if spends != PARALLEL else 0
+            purse.reserved -= was
+            purse.free += was - cost
+            purse.spent += cost
+            if not purse.dirty:
+                purse.dirty = True
+                dirty.append(purse)
+        for purse, _, spends in soft:
+            purse.spent += spent[spends]
+            if not purse.dirty:
+                purse.dirty = True
+                dirty.append(purse)
+        slot = reservation.slot
+        if slot is not None and home.journal is not None:
+            home.journal.settle(slot, _encode(entry))
+            self._done.append((home, slot))
+        self._entries.append(entry)
+        if self._timer is None:
+            self._soon()
+
+    def release(self, reservation: Reservation) -> None:
+        """Give a reservation back: it has cost nothing."""
+        entry = msgspec.structs.replace(
+            reservation.entry, kind=RELEASE, **dict.fromkeys(RESOURCES[:-1], 0), mark="measured"
+        )
+        self.settle(reservation, NOTHING, entry)
+
+    def shrink(self, reservation: Reservation, amounts: Sequence[int]) -> None:
+        """Hold less from now on: the most it may still cost has become known better. Nothing is held more."""
+        if reservation.home is not self._home:
+            return
+        held = reservation.held
+        smaller = tuple(min(a, b) for a, b in zip(held, amounts, strict=True))
+        for purse, place, _ in reservation.lines.hard:
+            given = held[place] - smaller[place]
+            if given:
+                purse.reserved -= given
+                purse.free += given
+                if not purse.dirty:
+                    purse.dirty = True
+                    self._dirty.append(purse)
+        reservation.held = smaller
+
+    async def look(self, purses: Sequence[Purse]) -> None:
+        """Ask the bank how these accounts stand; `Purse.left` is fresh then. Raises `Unavailable`."""
+        if self._failures:
+            raise Unavailable("The ledger's database does not answer.", self._retry_s())
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._lookers.append((purses, future))
+        self._now()
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await future
+        except TimeoutError:
+            raise Unavailable("The ledger's database does not answer in time.", 1.0) from None
+
+    async def durable(self) -> None:
+        """Wait until everything reserved or settled so far is on disk in the database. Raises `Unavailable`."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._to_be_durable.append(future)
+        self._now()
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await future
+        except TimeoutError:
+            raise Unavailable("The ledger's database does not answer in time.", 1.0) from None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the bank did not answer lately."""
+        return self._failures > 0
+
+    @property
+    def pending(self) -> int:
+        """Entries that are not in the database yet."""
+        return len(self._entries) + (0 if self._batch is None else len(self._batch.entries))
+
+    def purses(self) -> Iterable[Purse]:
+        """All purses somebody refers to."""
+        return list(self._purses.values())
+
+    def run(self, work: Callable[[], _T]) -> asyncio.Future[_T]:
+        """Do something slow (a query) in the ledger's own thread."""
+        return self._loop.run_in_executor(self._thread, work)
+
+    async def close(self, timeout_s: float = 10.0) -> bool:
+        """Write everything, return all leases; False if the database did not answer (the journal keeps the rest)."""
+        self._closing = True
+        for timer in (self._ticker, self._timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = None
+        clean = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._flying is not None or self._batch is not None or self._dirty or self._entries:
+                    if self._flying is None:
+                        if self._failures:
+                            await asyncio.sleep(0.1)
+                        self._fly()
+                    flying = self._flying
+                    if flying is not None:
+                        await asyncio.wait((flying,))
+                        await asyncio.sleep(0)
+                if self._late:
+                    await self.run(self._tell_late)
+                if not any(purse.reserved for purse in self._leased):
+                    await self.run(lambda: self._bank.close(self._home.holder))
+        except (TimeoutError, BankError) as error:
+            logger.warning("the ledger's database did not take everything: %s; the journal keeps it", error)
+            clean = False
+        self._thread.shutdown(wait=clean, cancel_futures=True)
+        if self._home.journal is not None:
+            self._home.journal.close()
+        if clean:
+            self._bank.dispose()
+        return clean
+
+    # batches
+
+    def _soon(self) -> None:
+        """A batch within ``commit_s``."""
+        if self._timer is None and not self._closing:
+            self._timer = self._loop.call_later(self._settings.commit_s, self._fly)
+
+    def _now(self) -> None:
+        """A batch as soon as this turn of the loop is over: all that came with it share it."""
+        if self._failures or self._closing:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(0.0, self._fly)
+
+    def _fly(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._flying is not None:
+            return
+        batch = self._batch
+        if batch is None:
+            batch = self._batch = self._next()
+        self._started_s = self._loop.time()
+        self._flying = self._loop.run_in_executor(self._thread, self._bank.commit, batch)
+        self._flying.add_done_callback(self._landed)
+
+    def _next(self) -> Batch:
+        """All there is to say now."""
+        wants: dict[Purse, tuple[int, int]] = {}
+        for index, waiter in enumerate(self._waiters):
+            if index >= _PER_BATCH:
+                break
+            waiter.asked = True
+            for purse, place, _ in waiter.lines.hard:
+                amount = waiter.amounts[place]
+                want, total = wants.get(purse, (0, 0))
+                if amount:
+                    total += amount
+                    short = total - purse.free
+                    if short > 0 and not want:
+                        want = short  # of the first for whom there is not enough
+                wants[purse] = (want, total)
+        purses = dict.fromkeys(self._dirty)
+        purses.update(dict.fromkeys(wants))
+        for looked, future in self._lookers:
+            purses.update(dict.fromkeys(looked))
+            self._batch_lookers.append(future)
+        moves: list[Move] = []
+        for purse in purses:
+            want, total = wants.get(purse, (0, 0))
+            if want:
+                like = total - purse.free + (0 if purse.scope == "session" else max(purse.drawn, purse.drawn_before))
+                moves.append(purse.move(want, like))
+            else:
+                moves.append(purse.move(0, 0))
+        self._batch_purses = list(purses)
+        self._batch_done, self._done = self._done, []
+        self._batch_durable, self._to_be_durable = self._to_be_durable, []
+        entries, self._entries = self._entries, []
+        self._dirty = []
+        self._lookers = []
+        self._number += 1
+        return Batch(self._home.holder, self._number, entries, moves, self._prices())
+
+    def _prices(self) -> dict[str, str]:
+        now_s = self._loop.time()
+        if now_s - self._last_s < 1.0 and not self._closing:
+            return {}
+        self._last_s = now_s
+        return self.saved_prices()
+
+    def _landed(self, flight: asyncio.Future[Receipt]) -> None:
+        self._flying = None
+        error = None if flight.cancelled() else flight.exception()
+        if flight.cancelled() or error is not None:
+            self._failed(error)
+            return
+        batch, purses = self._batch, self._batch_purses
+        assert batch is not None  # noqa: S101 - it is the one that flew
+        receipt = flight.result()
+        if self._failures:
+            logger.info("the ledger's database answers again")
+        self._failures = 0
+        self._batch = None
+        self._batch_purses = []
+        if receipt.expired:
+            self._expired()
+            return
+        self._valid_until_s = self._started_s + _VALID * self._settings.lease_s
+        self.holders = max(1, receipt.holders)
+        self.commits += 1
+        self.committed += len(batch.entries)
+        for home, slot in self._batch_done:
+            if home.journal is not None:
+                home.journal.free(slot)
+        self._batch_done = []
+        asked: dict[Purse, int] = {}
+        again = False
+        for purse, move, grant in zip(purses, batch.moves, receipt.grants, strict=True):
+            purse.answered(grant)
+            if move.want and not grant.granted:
+                asked[purse] = move.want
+            if purse.recalled and purse.free and not move.want:
+                purse.free = 0
+                again = True
+                self._mark(purse)
+            if purse.idle:
+                self._leased.discard(purse)
+            else:
+                self._leased.add(purse)
+        for future in (*self._batch_lookers, *self._batch_durable):
+            if not future.done():
+                future.set_result(None)
+        self._batch_lookers, self._batch_durable = [], []
+        self._serve_waiters(asked)
+        if again:
+            self._now()
+        elif self._dirty or self._entries or self._to_be_durable or self._lookers:
+            (self._now if self._lookers or self._to_be_durable else self._soon)()
+
+    def _serve_waiters(self, refused: dict[Purse, int]) -> None:
+        """Give those who wait what has come, refuse those for whom there is not enough; in their order."""
+        waiting, self._waiters = self._waiters, deque()
+        unasked = False
+        recall = False
+        for waiter in waiting:
+            if waiter.future.done():  # its client went away
+                continue
+            try:
+                found = self.take(waiter.lines, waiter.amounts, waiter.entry)
+            except Unavailable as error:
+                waiter.future.set_exception(error)
+                continue
+            if found is not None:
+                waiter.future.set_result(found)
+                continue
+            refusal, hopeful = self._refusal(waiter, refused)
+            if waiter.asked and refusal is not None and not hopeful:
+                waiter.future.set_exception(refusal)
+                continue
+            if refusal is not None:
+                waiter.tries += 1
+                recall = True
+            else:
+                unasked = True
+            waiter.asked = False
+            self._waiters.append(waiter)
+        if unasked:
+            self._now()
+        elif recall and self._timer is None:
+            self._timer = self._loop.call_later(_RECALL_S, self._fly)
+
+    def _refusal(self, waiter: _Waiter, refused: dict[Purse, int]) -> tuple[Refused | None, bool]:
+        """Why a waiter cannot be served, if the bank has said so; and whether others may give back what it needs."""
+        for purse, place, _ in waiter.lines.hard:
+            amount = waiter.amounts[place]
+            short = amount - purse.free
+            if amount and short > 0 and short >= refused.get(purse, short + 1):
+                hopeful = 0 < purse.lent and short <= purse.left - purse.free + purse.lent
+                left = max(0, purse.left)
+                return Refused(purse, amount, left, purse.wait_s), hopeful and waiter.tries < _RECALLS
+        return None, False
+
+    def _failed(self, error: BaseException | None) -> None:
+        if not isinstance(error, BankError):
+            logger.error("the ledger's batch failed", exc_info=error)
+        elif not self._failures:
+            logger.error("the ledger's database does not answer: %s", error)
+        self._failures += 1
+        wait_s = self._retry_s()
+        self._unavailable("The ledger's database does not answer.", wait_s)
+        if self._settings.when_lost == "refuse":
+            self._drop_free()
+        if not self._closing:
+            self._timer = self._loop.call_later(wait_s * self._rng.uniform(0.5, 1.0), self._fly)
+
+    def _unavailable(self, why: str, wait_s: float) -> None:
+        for waiter in self._waiters:
+            if not waiter.future.done():
+                waiter.future.set_exception(Unavailable(why, wait_s))
+        self._waiters.clear()
+        lookers = [future for _, future in self._lookers]
+        self._lookers = []
+        for future in (*lookers, *self._batch_lookers, *self._batch_durable, *self._to_be_durable):
+            if not future.done():
+                future.set_exception(Unavailable(why, wait_s))
+        self._batch_lookers, self._batch_durable, self._to_be_durable = [], [], []
+
+    def _retry_s(self) -> float:
+        return _RETRY_S[min(max(0, self._failures - 1), len(_RETRY_S) - 1)]
+
+    def _mark(self, purse: Purse) -> None:
+        if not purse.dirty:
+            purse.dirty = True
+            self._dirty.append(purse)
+
+    def _drop_free(self) -> None:
+        """What is free may not be used any more; it is given back with the next batch."""
+        for purse in list(self._leased):
+            if purse.free > 0:
+                purse.free = 0
+                self._mark(purse)
+
+    def _tick(self) -> None:
+        """Once a second: leases that lie idle go back, those in use are renewed, waiting too long ends."""
+        now_s = self._loop.time()
+        self._ticker = self._loop.call_later(1.0, self._tick)
+        for purse in list(self._leased):
+            if purse.drawn:
+                purse.touched_s = now_s
+            if purse.tick(now_s):
+                self._mark(purse)
+        if self._failures and now_s >= self._valid_until_s:
+            self._drop_free()
+        while self._waiters and now_s - self._waiters[0].since_s > _PATIENCE_S:
+            waiter = self._waiters.popleft()
+            if not waiter.future.done():
+                waiter.future.set_exception(Unavailable("The ledger did not answer in time.", 1.0))
+        if self._late and self._flying is None and not self._failures:
+            self.run(self._tell_late).add_done_callback(_logged)
+        renew = self._leased and now_s - self._started_s > self._settings.lease_s / 3.0
+        if self._dirty or self._entries or renew:
+            if not self._failures:
+                self._soon()
+        self.on_tick()
+
+    # births and deaths
+
+    async def _register(self) -> None:
+        holder = secrets.token_hex(8)
+        directory = self._settings.journal
+        journal = None if directory is None else Journal(directory, holder)
+        try:
+            await self.run(lambda: self._bank.open(holder, socket.gethostname()))
+        except BaseException:
+            if journal is not None:
+                journal.close()
+            raise
+        self._home = _Home(holder, journal)
+        self._number = 0
+        self._valid_until_s = self._loop.time() + _VALID * self._settings.lease_s
+
+    def _recover_abandoned(self) -> None:
+        """What killed workers of this machine had promised and not written down; in the ledger's thread."""
+        if self._settings.journal is None:
+            return
+        for left in abandoned(self._settings.journal):
+            try:
+                found = [(_decode(r), None if s is None else _decode(s)) for r, s in left.found]
+                done = self._bank.recover(left.holder, found)
+            except BankError:
+                left.release()
+                raise
+            left.remove()
+            if done.settled or done.presumed:
+                logger.warning(
+                    "a worker had died: %d of its requests settled as measured, %d at what they had reserved",
+                    done.settled,
+                    done.presumed,
+                )
+
+    def _expired(self) -> None:
+        """The bank had given this worker up (it was paused or cut off for too long): it starts as a new one."""
+        logger.warning("the ledger's database had given this worker up; its open reservations are told anew")
+        old = self._home
+        self._batch_done = []
+        self._done = []
+        self._entries = []
+        self._dirty = []
+        for purse in self.purses():
+            purse.void()
+            purse.dirty = False
+        self._leased.clear()
+        self._unavailable("The ledger is being opened again.", 0.2)
+        self._failures = 1  # nothing is promised until it is registered
+
+        async def again() -> None:
+            wait_s = 0.1
+            while not self._closing:
+                try:
+                    await self._register()
+                    await self.run(lambda: self._tell_old(old))
+                    break
+                except BankError as error:
+                    logger.error("the ledger could not be opened again: %s", error)
+                    await asyncio.sleep(wait_s)
+                    wait_s = min(5.0, 2.0 * wait_s)
+            self._failures = 0
+            self._now()
+
+        self._again = self._loop.create_task(again())
+
+    def _tell_old(self, old: _Home) -> None:
+        """What the journal knows of a former life; its open reservations are told when they settle."""
+        if old.journal is None:
+            return
+        found = [(_decode(r), None if s is None else _decode(s)) for r, s in old.journal.found()]
+        self._bank.recover(old.holder, found)
+
+    def _settle_late(self, reservation: Reservation, entry: Entry) -> None:
+        home, slot = reservation.home, reservation.slot
+        if slot is not None and home.journal is not None:
+            home.journal.settle(slot, _encode(entry))
+        self._late.append((home, slot, reservation.entry, entry))
+
+    def _tell_late(self) -> None:
+        late, self._late = self._late, []
+        try:
+            while late:
+                home, slot, reserved, settled = late[0]
+                self._bank.recover(home.holder, [(reserved, settled)])
+                if slot is not None and home.journal is not None:
+                    home.journal.free(slot)
+                late.pop(0)
+        finally:
+            self._late = late + self._late
+
+
+def _logged(work: asyncio.Future[None]) -> None:
+    if not work.cancelled() and work.exception() is not None:
+        logger.error("settlements of a former life wait on: %s", work.exception())
+
+
+def reserve_entry(entry: Entry, amounts: Amounts) -> Entry:
+    """A `RESERVE` with these amounts."""
+    tokens, usd, server_seconds, joules, gco2, requests, _ = amounts
+    return msgspec.structs.replace(
+        entry,
+        kind=RESERVE,
+        tokens=tokens,
+        usd=usd,
+        server_seconds=server_seconds,
+        joules=joules,
+        gco2=gco2,
+        requests=requests,
+    )
+
+
+__all__ = ["SETTLE", "Ledger", "Refused", "Reservation", "Settings", "Unavailable", "reserve_entry"]

@@ -1,0 +1,99 @@
+"""The ledger of a configuration, opened: the database, what lends in front of it, the people in it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+from apportion.core.errors import ApportionError
+from apportion.serve.config.schema import Config
+from apportion.serve.config.state import shown
+from apportion.serve.ledger.bank import Bank
+from apportion.serve.ledger.database import Database
+from apportion.serve.ledger.entries import BankError
+from apportion.serve.ledger.ledger import Ledger, Settings
+from apportion.serve.ledger.people import People
+
+logger = logging.getLogger("apportion.ledger")
+
+_PATIENCE_S: Final = 20.0
+"""How long a starting proxy waits for its database, which may be starting, too."""
+_PAUSE_S: Final = 0.5
+
+_T = TypeVar("_T")
+
+
+class LedgerError(ApportionError):
+    """The ledger cannot be opened."""
+
+    code = "ledger"
+
+
+class Opened(NamedTuple):
+    """What a worker needs of the books."""
+
+    ledger: Ledger
+    bank: Bank
+    database: Database
+    people: People
+    prices: dict[str, str]
+    """Prices as they were saved last, by scope."""
+
+
+async def open_ledger(config: Config, rng: random.Random) -> Opened:
+    """Open the database (making or migrating its tables), recover what died, register. Raises `LedgerError`."""
+    url = config.ledger_url()
+    settings = Settings(
+        None if url == "memory" else _journal(config, url),
+        config.ledger.lease_s,
+        config.ledger.commit_s,
+        config.ledger.when_lost,
+    )
+    database = await _patiently(url, lambda: Database(url, lease_s=config.ledger.lease_s))
+    bank: Bank = database
+    if config.ledger.redis is not None:
+        from apportion.serve.ledger.redis_bank import RedisBank
+
+        redis_url = config.ledger.redis.reveal()
+        bank = await _patiently(redis_url, lambda: RedisBank(database, redis_url, lease_s=config.ledger.lease_s))
+    try:
+        people = await asyncio.to_thread(People.of, database.engine, config.auth.pepper)
+        ledger = await Ledger.open(bank, settings, rng=rng)
+        prices = await ledger.run(bank.prices)
+    except BankError as error:
+        bank.dispose()
+        raise _failed(url, error) from None
+    return Opened(ledger, bank, database, people, prices)
+
+
+def _journal(config: Config, url: str) -> Path:
+    """Journals of one database lie together: those of another are not this one's to recover."""
+    directory = config.journal_directory() / hashlib.sha256(shown(url).encode()).hexdigest()[:16]
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory
+
+
+async def _patiently(url: str, open_: Callable[[], _T]) -> _T:
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + _PATIENCE_S
+    while True:
+        try:
+            return await asyncio.to_thread(open_)
+        except BankError as error:
+            if loop.time() >= until_s:
+                raise _failed(url, error) from None
+            logger.warning("%s does not answer yet: %s", shown(url), error)
+            await asyncio.sleep(_PAUSE_S)
+
+
+def _failed(url: str, error: Exception) -> LedgerError:
+    return LedgerError(
+        f"The ledger at {shown(url)} cannot be opened: {error}.",
+        field="ledger.url",
+        fix="Start it or correct its address.",
+    )
