@@ -41,7 +41,7 @@ def faults(config: Config, names: Callable[[str], set[str]]) -> Iterator[Fault]:
     yield from books(config)
     yield from _headers(config.auth)
     for name, team in config.teams.items():
-        yield from _owner(("teams", name), team, names)
+        yield from owner(("teams", name), team, names)
     for index, key in enumerate(config.keys):
         yield from _key(("keys", index), key, config.keys[:index], names)
     for name, endpoint in config.endpoints.items():
@@ -134,7 +134,7 @@ def _headers(auth: Auth) -> Iterator[Fault]:
             yield Fault(path, f"{name!r} has another meaning.", "Name one that says only this.")
 
 
-def _owner(path: Path, owner: Key | Team, names: Callable[[str], set[str]]) -> Iterator[Fault]:
+def owner(path: Path, owner: Key | Team, names: Callable[[str], set[str]]) -> Iterator[Fault]:
     """What keys and teams have in common."""
     for part in ("models", "endpoints"):
         known = names(part)
@@ -158,7 +158,7 @@ def _key(path: Path, key: Key, before: list[Key], names: Callable[[str], set[str
         yield Fault(
             (*path, "team"), f"there is no team {key.team!r}.", nearest(key.team, sorted(names("teams")))
         )
-    yield from _owner(path, key, names)
+    yield from owner(path, key, names)
 
 
 def _endpoint(path: Path, endpoint: Endpoint) -> Iterator[Fault]:

@@ -30,6 +30,7 @@ keys = Table(
     Column("created_us", BigInteger, nullable=False),
     Column("changed_us", BigInteger, nullable=False),
     Index("keys_team", "team"),
+    comment="keys made with the command line or the admin API; those of the configuration are not here",
 )
 teams = Table(
     "teams",
@@ -38,14 +39,16 @@ teams = Table(
     Column("definition", Text, nullable=False, comment="JSON: models, limits, budget"),
     Column("created_us", BigInteger, nullable=False),
     Column("changed_us", BigInteger, nullable=False),
+    comment="teams made with the command line or the admin API",
 )
-budget_definitions = Table(
-    "budget_definitions",
+budgets = Table(
+    "budgets",
     metadata,
     Column("name", String(100), primary_key=True),
     Column("definition", Text, nullable=False, comment="JSON: as an entry of `budgets` in the configuration"),
     Column("created_us", BigInteger, nullable=False),
     Column("changed_us", BigInteger, nullable=False),
+    comment="budgets made with the command line or the admin API",
 )
 settings = Table(
     "settings",
@@ -53,6 +56,7 @@ settings = Table(
     Column("name", String(100), primary_key=True),
     Column("value", Text, comment="of `pepper`: hexadecimal; only where no better place was configured"),
     Column("number", BigInteger, comment="of `people`: counts the changes of keys, teams and budgets"),
+    comment="what belongs to the whole installation",
 )
 audit = Table(
     "audit",
@@ -64,4 +68,5 @@ audit = Table(
     Column("object", String(220), nullable=False, comment="key:NAME, team:NAME, budget:NAME"),
     Column("detail", Text, nullable=False, comment="JSON: what was set; never a secret or its hash"),
     Index("audit_object", "object"),
+    comment="who changed keys, teams and budgets, and how",
 )
