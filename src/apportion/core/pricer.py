@@ -64,6 +64,9 @@ _CATCH_UP = 10.0
 _DEBT = 9.0
 """An overrun counts for at most so many budgets, so that one monstrous bill is got over."""
 
+CALENDAR_S = {"day": 86_400.0, "week": 604_800.0, "month": 2_629_746.0}
+"""Mean lengths of the calendar's windows (Gregorian), which set how fast their prices move."""
+
 _NOTHING = 1e-100
 """A smaller fraction of a budget cannot move its price (and its square would not be a number)."""
 
@@ -226,6 +229,7 @@ class _Dual:
         "squares",
         "step",
         "values",
+        "window_s",
     )
 
     def __init__(self, budget: Budget, multiplicative: bool, adaptive: bool, step: float, cap: float) -> None:
@@ -236,10 +240,13 @@ class _Dual:
         self.cap = cap
         self.amount = float(budget.amount)
         refill = float(budget.refill_per_s or 0.0)
-        if budget.window_s is not None:
-            self.horizon_s = budget.window_s
+        self.window_s = budget.window_s if budget.calendar is None else CALENDAR_S[budget.calendar]
+        if self.window_s is not None:
+            self.horizon_s = self.window_s
         else:
             self.horizon_s = self.amount / refill if refill else math.inf
+        if budget.sliding:  # what was spent comes back evenly, as it does in a bucket
+            self.window_s = None
         self.horizon_s = max(self.horizon_s, 1e-6)
         self.fresh_s = self.horizon_s / 1000.0
         self.at = -math.inf
@@ -287,10 +294,11 @@ class _Dual:
         if math.isinf(self.horizon_s):
             return f"{name} (it has no window and no refill, so it only limits)"
         now = max(now, self.at)
-        _, left, end = self._allowed(now)
-        if budget.window_s is None:
+        _, left, _ = self._allowed(now)
+        if self.window_s is None:
             return f"{name} (its bucket is {max(0.0, left):.0%} full)"
-        gone = 1.0 - min(1.0, (end - now) / budget.window_s)
+        start, end = budget.window(now)
+        gone = (now - start) / (end - start)
         return f"{name} ({1.0 - left:.0%} spent with {gone:.0%} of its window gone)"
 
     def save(self) -> dict[str, float | None]:
@@ -327,7 +335,7 @@ class _Dual:
 
     def _allowed(self, now: float) -> tuple[float, float, float]:
         """From the last time until ``now``: the fraction the pace allowed; what is left; the window's end."""
-        window_s = self.budget.window_s
+        window_s = self.window_s
         if window_s is None:
             return self._allowed_by_refill(now)
         if self.at == -math.inf:

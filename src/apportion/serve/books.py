@@ -1,71 +1,69 @@
 """Who pays for a request: the accounts it falls under, and the prices that their budgets make.
 
-Rate limits are budgets with refill (requests or tokens per minute), so there is one mechanism. With several
-workers each keeps its share of every budget; the shares together are the whole.
+Rate limits are budgets with refill, and requests under way are a budget whose reservations come back whole, so
+there is one mechanism. What a worker may spend of an account lies in its purse.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple
+import json
+from collections.abc import Mapping
+from typing import Any, Final
 
-from apportion.core.budget import Account, Budget
+from apportion.core.budget import Budget
 from apportion.core.cost import Cost
+from apportion.core.errors import ApportionError
 from apportion.core.pricer import Pricer
-from apportion.core.resource import resource
 from apportion.serve import errors
+from apportion.serve.config.budgets import budget_of, limits_of
 from apportion.serve.config.schema import Budget as BudgetConfig
 from apportion.serve.config.schema import Config, Key
 from apportion.serve.config.schema import Pricer as PricerConfig
+from apportion.serve.identity import plain
+from apportion.serve.ledger.entries import RESOURCES, TOKENS
+from apportion.serve.ledger.ledger import Ledger, Refused, Unavailable
+from apportion.serve.ledger.purse import NO_LINES, Line, Lines, Purse
 
-_PLACES: Final = {"tokens": 0, "usd": 1, "server_seconds": 2}
-_ELSE: Final = 3
-"""Amounts of one request are tuples: tokens, pico-dollars, server-seconds, anything else (nothing yet)."""
+ESTIMATED: Final = len(RESOURCES)
+"""Place of the estimated tokens, after those of the resources: what limits per minute hold."""
 
-_PER_MINUTE: Final = ("requests_per_minute", "tokens_per_minute")
-
-
+_PLACES: Final = {name: place for place, name in enumerate(RESOURCES)}
 _FRESH_S: Final = 0.02
 """Prices move at most this often; what is spent in between moves them together (a mini-batch of the dual step)."""
-
-
-class Share(NamedTuple):
-    """Which part of every limit is this worker's."""
-
-    worker: int
-    workers: int
-
-    def of(self, units: int) -> int:
-        """Its part of ``units``: those of all workers add up to the whole."""
-        return units * (self.worker + 1) // self.workers - units * self.worker // self.workers
-
-
-class Accounts(NamedTuple):
-    """The hard accounts of one kind of request: of requests, and of amounts (each with its place in a tuple)."""
-
-    counted: tuple[Account, ...]
-    metered: tuple[tuple[Account, int], ...]
-    usd: tuple[Account, ...]
-    """Those of ``metered`` that are in dollars."""
-
-
-Amounts = tuple[int, ...]
-NO_ACCOUNTS: Final = Accounts((), (), ())
+_MOST: Final = 8192
+"""Kinds of requests remembered; more are worked out anew."""
+_WARN: Final = 0.1
+"""A soft budget warns when less than this part of it is left."""
 
 
 class Sheet:
     """What one kind of request (a key asking for a model) pays and reports: prices in, spendings out."""
 
-    __slots__ = ("_at", "_count", "_outside", "_pricers", "_prices", "_server_s", "_tokens", "_usd", "_value")
+    __slots__ = (
+        "_at",
+        "_count",
+        "_gco2",
+        "_joules",
+        "_ledger",
+        "_outside",
+        "_pricers",
+        "_prices",
+        "_server_s",
+        "_tokens",
+        "_usd",
+        "_value",
+    )
 
-    def __init__(self, outside: Mapping[str, float], pricers: tuple[Pricer, ...]) -> None:
+    def __init__(
+        self, outside: Mapping[str, float], pricers: tuple[Pricer, ...], ledger: Ledger | None = None
+    ) -> None:
         self._outside = outside
         self._pricers = pricers
+        self._ledger = ledger
         self._prices: Mapping[str, float] = outside
         self._at = -1e15
         self._count = 0
-        self._usd = self._tokens = self._server_s = self._value = 0.0
+        self._usd = self._tokens = self._server_s = self._value = self._joules = self._gco2 = 0.0
 
     def prices(self, now: float) -> Mapping[str, float]:
         """Dollars per unit of each resource: outside prices and the shadow prices of the budgets that apply."""
@@ -83,19 +81,35 @@ class Sheet:
     def flush(self, now: float) -> None:
         """Tell the pricers what was spent since they were told last."""
         if self._count:
+            # The others are taken to have spent as much: each worker sees its own requests only.
+            n = float(self._ledger.holders) if self._ledger is not None else 1.0
             cost = Cost(
-                usd=self._usd, tokens=self._tokens, server_seconds=self._server_s, requests=float(self._count)
+                usd=self._usd * n,
+                tokens=self._tokens * n,
+                server_seconds=self._server_s * n,
+                joules=self._joules * n,
+                gco2=self._gco2 * n,
+                requests=self._count * n,
             )
             for pricer in self._pricers:
-                pricer.spend(cost, now, self._value)
+                pricer.spend(cost, now, self._value * n)
             self._count = 0
-            self._usd = self._tokens = self._server_s = self._value = 0.0
+            self._usd = self._tokens = self._server_s = self._value = self._joules = self._gco2 = 0.0
 
     def pays(self, outside: Mapping[str, float], pricers: tuple[Pricer, ...]) -> bool:
         """Whether these are the prices it is made of."""
         return self._outside == outside and self._pricers == pricers
 
-    def spent(self, usd: float | None, tokens: int, server_s: float, value_usd: float, now: float) -> None:
+    def spent(
+        self,
+        usd: float | None,
+        tokens: int,
+        server_s: float,
+        value_usd: float,
+        now: float,
+        joules: float = 0.0,
+        gco2: float = 0.0,
+    ) -> None:
         """Take in what an answer cost and what it bought. Dollars that are unknown move no price."""
         if not self._pricers:
             return
@@ -108,209 +122,268 @@ class Sheet:
         self._usd += usd
         self._tokens += tokens
         self._server_s += server_s
+        self._joules += joules
+        self._gco2 += gco2
         self._value += value_usd
 
 
 class Books:
-    """The accounts and pricers of one configuration in one worker.
+    """The budgets and pricers of one configuration in one worker, and whose request falls under which. Budgets of the
+    organisation, teams, keys and models make prices; those of single users, sessions and endpoints only limit.
 
-    Those of ``previous`` live on, as the same objects, so that what is under way settles where it reserved:
-    accounts by scope, name and resource, changed to their new budget; pricers and sheets where nothing about
-    them changed. Learned prices of budgets that stay are kept in any case.
+    Purses are the ledger's and outlive every configuration. Pricers of ``previous`` live on where nothing about
+    them changed; learned prices of budgets that stay are kept in any case.
     """
 
     def __init__(
-        self, config: Config, workers: int, previous: Books | None = None, *, worker: int = 0
+        self,
+        config: Config,
+        ledger: Ledger,
+        *,
+        saved_prices: Mapping[str, str] | None = None,
+        previous: Books | None = None,
+        now: float = 0.0,
     ) -> None:
-        now = time.time()
-        share = Share(worker, workers)
+        self._ledger = ledger
+        self._organisation = config.organisation
         self._outside: dict[str, float] = {"usd": 1.0, **config.prices}
-        self._accounts: dict[tuple[str, str, str], Accounts] = {}
-        scoped: dict[str, list[Budget]] = {}
+        self._config = config.pricer
+        self._teams = config.teams
+        self._team_of = {key.name: key.team or "" for key in config.keys}
+        self._rates: dict[str, tuple[tuple[Purse, str], ...]] = {}
+        self._budgets: dict[str, dict[str, list[Budget]]] = {}
+        """By kind of scope and the name they are for ("" for each)."""
+        self._per_request: list[tuple[int, int]] = []
         for entry in config.all_budgets():
-            scopes = [f"key:{k.name}" for k in config.keys] if entry.scope == "key" else [entry.scope]
-            for scope in scopes:
-                scoped.setdefault(scope, []).append(_budget(entry, scope, share))
-        self._pricers: dict[str, Pricer] = {
-            scope: _pricer(budgets, config.pricer, previous._pricers.get(scope) if previous else None)
-            for scope, budgets in scoped.items()
-            if not scope.startswith("endpoint:")
-        }
-        for key in config.keys:
-            scoped.setdefault(f"key:{key.name}", []).extend(_limits(key, share))
-        open_: dict[tuple[str, str, str], Account] = {}
-        if previous is not None:
-            open_ = {_identity(a.budget): a for found in previous._by_scope.values() for a in found}
-        self._by_scope: dict[str, list[Account]] = {
-            scope: [_account(budget, open_.pop(_identity(budget), None), now) for budget in budgets]
-            for scope, budgets in scoped.items()
-        }
+            self._add(entry)
+        self._saved: Mapping[str, str] = saved_prices or {}
+        self._lines: dict[tuple[str, str, str, str, str], Lines] = {}
+        self._pricers: dict[str, Pricer | None] = {}
         self._sheets: dict[tuple[str, str], Sheet] = {}
+        self._previous = previous._pricers if previous is not None else {}
         if previous is not None:
+            self._saved = previous.saved_prices() | dict(self._saved) if saved_prices else previous.saved_prices()
             for at, sheet in previous._sheets.items():
                 sheet.flush(now)
                 if sheet.pays(self._outside, self._pricers_of(*at)):
                     self._sheets[at] = sheet
-
-        self.caps_usd = any(
-            a.resource == "usd" and a.budget.hard for found in self._by_scope.values() for a in found
+        all_ = [b for names in self._budgets.values() for found in names.values() for b in found]
+        self.caps = bool(self._per_request) or any(
+            b.hard and b.refill_per_s is None and b.resource not in ("requests", "parallel") for b in all_
         )
-        """Whether any hard dollar budget exists at all."""
+        """Whether what an answer may cost depends on any budget at all."""
 
-    def accounts(self, key: str, model: str, endpoint: str) -> Accounts:
-        """The accounts of a request, the widest scope first: those that count it, and those that meter it.
+    def _add(self, entry: BudgetConfig) -> None:
+        kind, _, name = entry.scope.partition(":")
+        budget = budget_of(entry)
+        if kind == "request":
+            self._per_request.append((_PLACES[budget.resource], budget.unit.to_units(budget.amount)))
+            return
+        if kind == "organisation":
+            kind = "all"
+            if name and name != self._organisation:
+                return
+            name = ""
+        self._budgets.setdefault(kind, {}).setdefault(name, []).append(budget)
 
-        Soft budgets are not among them: they refuse nothing, and their pricers see what is spent.
+    def _of(self, kind: str, name: str) -> list[Budget]:
+        names = self._budgets.get(kind)
+        if names is None:
+            return []
+        return [*names.get("", ()), *(names.get(name, ()) if name else ())]
+
+    def per_request(self, place: int) -> int | None:
+        """The most of a resource that one request may take, in smallest parts; None without such a budget."""
+        return min((units for at, units in self._per_request if at == place), default=None)
+
+    def lines(self, key: Key, user: str, session: str, model: str, endpoint: str) -> Lines:
+        """The purses of a request, the widest scope first; hard ones, and soft ones that only look on.
+
+        ``user`` and ``session`` are qualified by their tenant (`identity`), "" where there is none.
         """
-        at = (key, model, endpoint)
-        found = self._accounts.get(at)
+        at = (key.name, user, session, model, endpoint)
+        found = self._lines.get(at)
         if found is None:
-            scopes = ("all", f"key:{key}", f"model:{model}", f"endpoint:{endpoint}")
-            hard = [a for scope in scopes for a in self._by_scope.get(scope, ()) if a.budget.hard]
-            found = self._accounts[at] = Accounts(
-                tuple(a for a in hard if a.resource == "requests"),
-                tuple((a, _PLACES.get(a.resource, _ELSE)) for a in hard if a.resource != "requests"),
-                tuple(a for a in hard if a.resource == "usd"),
-            )
+            if len(self._lines) >= _MOST:
+                self._lines.clear()
+            found = self._lines[at] = self._find(key, user, session, model, endpoint)
         return found
+
+    def _find(self, key: Key, user: str, session: str, model: str, endpoint: str) -> Lines:
+        names = {
+            "all": "",
+            "team": key.team or "",
+            "key": key.name,
+            "user": user,
+            "session": session,
+            "model": model,
+            "endpoint": endpoint,
+        }
+        lines: list[Line] = []
+        for kind, name in names.items():
+            if not name and kind != "all":
+                continue
+            subject = f"{kind}:{name}" if name else kind
+            budgets = self._of(kind, name)
+            if kind in ("user", "session"):
+                budgets += self._budgets.get(kind, {}).get(plain(name), ())
+            if kind == "key":
+                budgets += limits_of(subject, key.limits)
+            elif kind == "team" and name in self._teams:
+                budgets += limits_of(subject, self._teams[name].limits)
+            for budget in budgets:
+                purse = self._ledger.purse(f"{budget.name}@{subject}", budget, subject)
+                place = _PLACES[budget.resource]
+                estimated = place == TOKENS and budget.refill_per_s is not None
+                lines.append(Line(purse, ESTIMATED if estimated else place, place))
+        if not lines:
+            return NO_LINES
+        return Lines(tuple(x for x in lines if x.purse.hard), tuple(x for x in lines if not x.purse.hard))
 
     def sheet(self, key: str, model: str) -> Sheet:
         """The prices that a key pays for a model."""
         at = (key, model)
         found = self._sheets.get(at)
         if found is None:
-            found = self._sheets[at] = Sheet(self._outside, self._pricers_of(key, model))
+            if len(self._sheets) >= _MOST:
+                self._sheets.clear()
+            found = self._sheets[at] = Sheet(self._outside, self._pricers_of(key, model), self._ledger)
         return found
 
     def _pricers_of(self, key: str, model: str) -> tuple[Pricer, ...]:
-        scopes = ("all", f"key:{key}", f"model:{model}")
-        return tuple(self._pricers[scope] for scope in scopes if scope in self._pricers)
+        team = self._team_of.get(key, "")
+        found = [self._pricer("all", "all", "")]
+        for kind, name in (("team", team), ("key", key), ("model", model)):
+            if name:
+                found.append(self._pricer(f"{kind}:{name}", kind, name))
+        return tuple(pricer for pricer in found if pricer is not None)
 
-    def rates(self, key: Key) -> tuple[tuple[Account, str], ...]:
-        """The accounts of a key's limits per minute, each with the header line that states the limit."""
-        return tuple(
-            (a, f"x-ratelimit-limit-{a.resource}: {getattr(key.limits, a.budget.name)}\r\n")
-            for a in self._by_scope.get(f"key:{key.name}", ())
-            if a.budget.name in _PER_MINUTE
-        )
-
-
-def usd_left_units(accounts: Accounts, now: float) -> int | None:
-    """Pico-dollars that the dollar budgets among ``accounts`` still allow; None without any."""
-    left: int | None = None
-    for account in accounts.usd:
-        units = account.available_units(now)
-        left = units if left is None or units < left else left
-    return left
-
-
-def count(accounts: Accounts, now: float) -> None:
-    """Count one request in all its accounts.
-
-    Raises the error of the first that refuses it, counting it in none.
-    """
-    counted = accounts.counted
-    for index, account in enumerate(counted):
-        if not account.spend(1, now):
-            for other in counted[:index]:
-                other.refund(1, now)
-            raise _refused(account, 1, now)
-
-
-def reserve(accounts: Accounts, amounts: Amounts, now: float) -> None:
-    """Hold the most a request may cost in all its accounts.
-
-    Raises the error of the first that refuses, holding nothing.
-    """
-    metered = accounts.metered
-    for index, (account, place) in enumerate(metered):
-        if not account.reserve(amounts[place], now):
-            for other, other_place in metered[:index]:
-                other.release(amounts[other_place], now)
-            raise _refused(account, amounts[place], now)
-
-
-def release(accounts: Accounts, held: Amounts, now: float) -> None:
-    """Give a reservation back: nothing was spent."""
-    for account, place in accounts.metered:
-        account.release(held[place], now)
-
-
-def _identity(budget: Budget) -> tuple[str, str, str]:
-    return (budget.scope, budget.name, budget.resource)
-
-
-def _account(budget: Budget, open_: Account | None, now: float) -> Account:
-    if open_ is None:
-        return Account(budget)
-    if open_.budget != budget:
-        open_.change(budget, now)
-    return open_
-
-
-def _budget(entry: BudgetConfig, scope: str, share: Share) -> Budget:
-    unit = resource(entry.resource)
-    return Budget(
-        name=entry.name,
-        resource=entry.resource,
-        amount=unit.from_units(share.of(unit.to_units(entry.amount))),
-        window_s=entry.window if entry.refill_per_s is None else None,
-        refill_per_s=None if entry.refill_per_s is None else entry.refill_per_s / share.workers,
-        scope=scope,
-        hard=entry.hard,
-    )
-
-
-def _limits(key: Key, share: Share) -> Iterable[Budget]:
-    for field in _PER_MINUTE:
-        limit = getattr(key.limits, field)
-        if limit is not None:
-            yield Budget(
-                name=field,
-                resource=field.partition("_")[0],
-                amount=share.of(limit),
-                refill_per_s=limit / share.workers / 60.0,
-                scope=f"key:{key.name}",
+    def _pricer(self, subject: str, kind: str, name: str) -> Pricer | None:
+        if subject not in self._pricers:
+            budgets = self._of(kind, name)
+            self._pricers[subject] = (
+                _pricer(budgets, self._config, self._previous.get(subject), self._saved.get(subject))
+                if budgets
+                else None
             )
+        return self._pricers[subject]
+
+    def saved_prices(self) -> dict[str, str]:
+        """What is to be remembered of the prices, by scope."""
+        return {s: json.dumps(p.save()) for s, p in self._pricers.items() if p is not None}
+
+    def explain_prices(self, now: float) -> dict[str, Any]:
+        """All prices as they stand: outside, and by scope with the reasons."""
+        for sheet in self._sheets.values():
+            sheet.flush(now)
+        scopes = {}
+        for scope, pricer in self._pricers.items():
+            if pricer is not None:
+                scopes[scope] = {
+                    "prices": dict(pricer.prices(now)),
+                    "why": pricer.explain(now).splitlines(),
+                    "budgets": [budget.name for budget in pricer.budgets],
+                }
+        return {"object": "apportion.prices", "now": now, "outside": self._outside, "scopes": scopes}
+
+    def rates(self, key: Key) -> tuple[tuple[Purse, str], ...]:
+        """The purses of a key's limits per minute, each with the header line that states the limit."""
+        known = self._rates.get(key.name)
+        if known is not None:
+            return known
+        lines = self.lines(key, "", "", "", "")
+        subject = f"key:{key.name}"
+        if len(self._rates) >= _MOST:
+            self._rates.clear()
+        found = self._rates[key.name] = tuple(
+            (purse, f"x-ratelimit-limit-{purse.resource}: {purse.budget.amount}\r\n")
+            for purse, _, _ in lines.hard
+            if purse.budget.refill_per_s is not None
+            and purse.subject == subject
+            and purse.resource in ("requests", "tokens")
+        )
+        return found
 
 
-def _pricer(budgets: list[Budget], config: PricerConfig, previous: Pricer | None) -> Pricer:
-    given: dict[str, Any] = {"step": config.step, "cap": config.cap}
-    given = {name: value for name, value in given.items() if value is not None}
-    made = Pricer(budgets, update=config.update, outside={}, **given)
-    if previous is None:
-        return made
-    if all(getattr(previous, name) == getattr(made, name) for name in ("budgets", *Pricer.constraints)):
-        return previous
-    kept = {budget.name for budget in made.budgets if budget in previous.budgets}
-    saved = previous.save()
-    made.load({**saved, "duals": {name: dual for name, dual in saved["duals"].items() if name in kept}})
-    return made
+def left(lines: Lines, place: int) -> int | None:
+    """What the hard accounts of one resource (not its limits per minute) still allow, in smallest parts, as far as
+    is known here; None without any.
+    """
+    least: int | None = None
+    for purse, held, _ in lines.hard:
+        if held == place:
+            units = purse.left
+            if least is None or units < least:
+                least = units
+    return least
 
 
-def _refused(account: Account, wanted_units: int, now: float) -> errors.GatewayError:
-    budget = account.budget
+def warnings(lines: Lines) -> list[str]:
+    """Soft budgets that are nearly or wholly spent, in a few words each."""
+    found = []
+    for purse, _, _ in lines.soft:
+        if purse.known:
+            unit = purse.budget.unit
+            left = purse.available - purse.spent
+            if left <= unit.to_units(purse.budget.amount) * _WARN:
+                name = "".join(c for c in purse.budget.name if c.isprintable() and c.isascii() and c not in '";')
+                found.append(f'"{name}"; left={unit.from_units(left)}; resource={unit.name}')
+    return found
+
+
+def refused(refusal: Refused) -> errors.GatewayError:
+    """The error that a client gets for a budget which has not so much left."""
+    purse = refusal.purse
+    budget = purse.budget
     unit = budget.unit
-    wait_s = account.wait_s(wanted_units, now)
-    wanted, left = unit.from_units(wanted_units), unit.from_units(account.available_units(now))
+    wait_s = refusal.wait_s
+    wanted, left = unit.from_units(refusal.wanted), unit.from_units(refusal.left)
+    rate = budget.refill_per_s is not None or budget.resource == "parallel"
     details: dict[str, object] = {
         "budget": budget.name,
-        "scope": budget.scope,
+        "scope": purse.subject,
         "resource": unit.name,
         "wanted": str(wanted),
         "left": str(left),
         "retry_after_s": wait_s,
     }
-    kind = (
-        errors.RateLimitedError
-        if budget.refill_per_s is not None and wait_s is not None
-        else errors.BudgetExceededError
-    )
+    if budget.resource == "parallel":
+        return errors.RateLimitedError(
+            f"This gateway's limit {budget.name!r} ({purse.subject}) allows {budget.amount} requests at once.",
+            field=budget.name,
+            fix="Wait for an answer.",
+            retry_after_s=1.0,
+            details=details,
+        )
+    kind = errors.RateLimitedError if rate and wait_s is not None else errors.BudgetExceededError
     return kind(
-        f"This gateway's limit {budget.name!r} ({budget.scope}) allows {left} {unit.name} now; "
+        f"This gateway's limit {budget.name!r} ({purse.subject}) allows {left} {unit.name} now; "
         f"the request may take {wanted}.",
         field=budget.name,
         fix="Ask for less output, or wait." if wait_s is not None else "Ask for less output.",
         retry_after_s=wait_s,
         details=details,
     )
+
+
+def unavailable(error: Unavailable) -> errors.GatewayError:
+    """The error that a client gets while the ledger can promise nothing."""
+    return errors.LedgerUnavailableError(f"{error}", retry_after_s=error.wait_s)
+
+
+def _pricer(budgets: list[Budget], config: PricerConfig, previous: Pricer | None, saved: str | None) -> Pricer:
+    given: dict[str, Any] = {"step": config.step, "cap": config.cap}
+    given = {name: value for name, value in given.items() if value is not None}
+    made = Pricer(budgets, update=config.update, outside={}, **given)
+    if previous is not None:
+        if all(getattr(previous, name) == getattr(made, name) for name in ("budgets", *Pricer.constraints)):
+            return previous
+        kept = {budget.name for budget in made.budgets if budget in previous.budgets}
+        state = previous.save()
+        made.load({**state, "duals": {name: dual for name, dual in state["duals"].items() if name in kept}})
+    elif saved is not None:
+        try:
+            made.load(json.loads(saved))
+        except (ValueError, ApportionError):  # another version's: prices are learned anew
+            return Pricer(budgets, update=config.update, outside={}, **given)
+    return made

@@ -17,11 +17,12 @@ import msgspec
 
 from apportion.core.outcome import Status
 from apportion.measure.usage import Usage
-from apportion.serve import errors, translation
+from apportion.serve import books, errors, translation
 from apportion.serve.assemble import Assembler, assembler
 from apportion.serve.call import CAP_FIELDS, NO_CONSTRAINTS, STREAMED, Api, encode_object
 from apportion.serve.http.client import Exchange, Pool, Timeouts, TransportFailure, stale
 from apportion.serve.http.server import Responder
+from apportion.serve.ledger.ledger import Refused
 from apportion.serve.job import NO_CAP, Cap, Job, limits_headers
 from apportion.serve.records import usd
 from apportion.serve.relay import Relay
@@ -46,6 +47,7 @@ _FAULTS: Final = _RETRIED - {403, 404, 409, 425}
 """Those that speak against the endpoint itself; the others a client can provoke."""
 _REPEATED: Final = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529))
 """Those after which even the same endpoint may."""
+_RESERVE_TRIES: Final = 4
 _MAX_INFLATED_BYTES: Final = 64 * 2**20
 _INCLUDE_USAGE: Final = msgspec.Raw(b'{"include_usage":true}')
 _TRUE: Final = msgspec.Raw(b"true")
@@ -79,7 +81,7 @@ async def answer(job: Job, rng: random.Random, settlements: Settlements) -> None
     while True:
         if until_s and time.perf_counter() >= until_s:
             raise _out_of("deadline_s")
-        routes, caps = _offer(job, tried, settlements)
+        routes, caps = await _offer(job, tried, settlements)
         if not routes and tried:
             tried.clear()
             wait_s = backoff_s(job.tries - 1, retries.backoff_s, retries.max_backoff_s, rng)
@@ -87,13 +89,11 @@ async def answer(job: Job, rng: random.Random, settlements: Settlements) -> None
             if paid or not await _pause(job, failed, wait_s, retries.max_backoff_s, until_s):
                 raise _exhausted(job, failed)
             job.now = time.time()
-            routes, caps = _offer(job, tried, settlements)
+            routes, caps = await _offer(job, tried, settlements)
         if not routes:
             raise _exhausted(job, failed) if failed is not None else _impossible(job)
-        route = job.decide(routes)
-        cap = NO_CAP if caps is None else caps[routes.index(route)]
         job.tries += 1
-        _reserve(job, route, cap, settlements)
+        route, cap = await _reserve(job, routes, caps, settlements)
         run = Run(job, route, cap, until_s, settlements)
         try:
             if call.stream or (run.cut_s and call.api_generates):
@@ -127,22 +127,46 @@ def _paid(failure: UpstreamAnswer | TransportFailure) -> bool:
     return failure.kind in _BROKEN or failure.phase == "total"
 
 
-def _offer(job: Job, tried: list[Route], settlements: Settlements) -> tuple[list[Route], list[Cap] | None]:
-    """The routes that may be asked, and their caps, after a second look where money is short."""
+async def _offer(
+    job: Job, tried: list[Route], settlements: Settlements
+) -> tuple[list[Route], list[Cap] | None]:
+    """The routes that may be asked, and their caps, after a second look where budgets are short."""
     offer = _feasible(job, tried)
-    if job.tight and settlements.flush():
+    if job.tight:
         # What others have spent must be known before less than was asked for is promised.
+        settlements.flush()
+        await job.look([route for route in job.group.routes if route not in tried])
+        job.tight = False
         offer = _feasible(job, tried)
     return offer
 
 
-def _reserve(job: Job, route: Route, cap: Cap, settlements: Settlements) -> None:
-    try:
-        job.reserve(route, cap)
-    except (errors.RateLimitedError, errors.BudgetExceededError):
-        if not settlements.flush():
-            raise
-        job.reserve(route, cap)
+async def _reserve(
+    job: Job, routes: list[Route], caps: list[Cap] | None, settlements: Settlements
+) -> tuple[Route, Cap]:
+    """Decide for one of ``routes`` and hold what it may cost. Raises the error of a budget that has not so much."""
+    route = job.decide(routes)
+    cap = NO_CAP if caps is None else caps[routes.index(route)]
+    for again in range(_RESERVE_TRIES):
+        try:
+            await job.reserve(route, cap, settlements.flush)
+            return route, cap
+        except Refused as refusal:
+            # Others were quicker: what is left may do for a shorter answer.
+            smaller = job.cap(route) if caps is not None else None
+            if smaller is None or again == _RESERVE_TRIES - 1 or not _less(smaller, cap):
+                raise books.refused(refusal) from None
+            cap = smaller
+    raise AssertionError("unreachable")
+
+
+def _less(smaller: Cap, cap: Cap) -> bool:
+    """Whether a cap promises less than another."""
+    return (
+        (smaller.most_units or 0) < (cap.most_units or 0)
+        or (smaller.tokens or 0) < (cap.tokens or 0)
+        or (smaller.cut_s is not None and (cap.cut_s is None or smaller.cut_s < cap.cut_s))
+    )
 
 
 def _out_of(name: str) -> errors.DeadlineError:
@@ -161,10 +185,10 @@ def _feasible(job: Job, tried: list[Route]) -> tuple[list[Route], list[Cap] | No
         for route in job.group.routes
         if route.endpoint.available(now_s) and route.spoken_for(api) is not None and route not in tried
     ]
-    if constraints is NO_CONSTRAINTS and not job.runtime.books.caps_usd:
+    for allowed in job.runtime.endpoints_allowed(job.key):
+        routes = [route for route in routes if route.endpoint.name in allowed]
+    if constraints is NO_CONSTRAINTS and not job.runtime.books.caps:
         return routes, None
-    if constraints.max_joules is not None:
-        return [], None
     within = [(route, cap) for route in routes if (cap := job.cap(route)) is not None]
     return [route for route, _ in within], [cap for _, cap in within]
 
@@ -406,6 +430,8 @@ async def _streamed(run: Run, cap: Cap) -> None:
     job.first_chunk_s = first_s - relay.sent_s
     job.upstream_s += job.first_chunk_s
     run.route.meters.first_token_s.observe(first_s - job.started_s)
+    if relay.reader.usage is not None:
+        job.shrink(relay.reader.usage)
     assemble = assembler(call.api) if run.cut_s and call.api in STREAMED else None
     try:
         if call.stream:
@@ -669,7 +695,7 @@ def _impossible(job: Job) -> errors.GatewayError:
         return errors.UnsupportedError(
             f"No endpoint of model {job.group.name!r} answers the {call.api!r} API.", field="model"
         )
-    if call.constraints.max_joules is not None:
+    if call.constraints.max_joules is not None and all(r.watts is None for r in speaking):
         return errors.ConstraintError(
             "'max_joules' cannot be promised: the energy of no endpoint of this model is known.",
             field="apportion.max_joules",

@@ -82,8 +82,6 @@ class Gateway:
             key = runtime.authenticate(request.headers)
             call = parse(request, api)
             group = runtime.group(call.model, key)
-            if key.limits.parallel is not None:
-                _take_place(runtime, key, key.limits.parallel)
             job = Job(runtime, call, key, group, responder, number)
             self.running[job.id] = job
             if api == "count_tokens" and not any(r.spoken_for(api) for r in group.routes):
@@ -112,8 +110,6 @@ class Gateway:
             if job is not None:
                 del self.running[job.id]
                 self.settlements.add(job)
-                if job.key.limits.parallel is not None:
-                    runtime.parallel[job.key.name] -= 1
 
     def _count_tokens(self, job: Job) -> None:
         """Counted here where no endpoint of the model can; marked as an estimate."""
@@ -321,20 +317,6 @@ class Gateway:
             return None
         body = await self.sibling(worker, f"/decisions/{id}")
         return None if body is None else msgspec.json.decode(body, type=dict[str, Any])
-
-
-def _take_place(runtime: Runtime, key: Key, limit: int) -> None:
-    """Count one more request of ``key`` as under way, unless its share of ``limit`` is used up."""
-    running = runtime.parallel.get(key.name, 0)
-    if running >= max(1, limit // runtime.workers):
-        raise errors.RateLimitedError(
-            f"This gateway's limit 'parallel' allows {limit} requests at once for this key.",
-            field="parallel",
-            fix="Wait for an answer.",
-            retry_after_s=1.0,
-            details={"budget": "parallel", "limit": limit},
-        )
-    runtime.parallel[key.name] = running + 1
 
 
 def _send(responder: Responder, number: str, value: object, status: int = 200) -> None:

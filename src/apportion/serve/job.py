@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
-from apportion.core.budget import Account
 from apportion.core.decision import Decision
 from apportion.core.option import Option
 from apportion.core.outcome import Status
 from apportion.core.state import State
+from apportion.core.resource import SERVER_SECONDS
 from apportion.measure.tokens import most_input_tokens
 from apportion.measure.usage import Usage
-from apportion.serve import books, errors
-from apportion.serve.books import NO_ACCOUNTS, Amounts
+from apportion.serve import books, errors, identity
 from apportion.serve.call import Call
 from apportion.serve.config.schema import Key
 from apportion.serve.http.server import Responder
+from apportion.serve.ledger.entries import (
+    GCO2,
+    JOULES,
+    RESERVE,
+    SERVER_SECONDS as SERVER,
+    SETTLE,
+    TOKENS,
+    USD,
+    Entry,
+)
+from apportion.serve.ledger.ledger import Refused, Reservation, Unavailable
+from apportion.serve.ledger.purse import NO_LINES, Lines, Purse
 from apportion.serve.records import Attempt, Record, usd
 from apportion.serve.records import cost as spent
 from apportion.serve.runtime import Group, Route, Runtime
@@ -33,17 +44,25 @@ _PICO: Final = 10**12
 
 
 class Cap:
-    """What a route may produce for a request under its dollar limits."""
+    """What a route may produce for a request under its limits."""
 
-    __slots__ = ("cut_s", "most_units", "output_tokens")
+    __slots__ = ("cut_s", "most_units", "output_tokens", "tokens")
 
-    def __init__(self, output_tokens: int | None, cut_s: float | None, most_units: int | None) -> None:
+    def __init__(
+        self,
+        output_tokens: int | None,
+        cut_s: float | None,
+        most_units: int | None,
+        tokens: int | None = None,
+    ) -> None:
         self.output_tokens = output_tokens
         """Cap to write into the request, per choice; None leaves what the client said."""
         self.cut_s = cut_s
-        """Seconds of machine time after which the money is gone; None without such a limit."""
+        """Seconds of machine time after which the budget is gone; None without such a limit."""
         self.most_units = most_units
         """The most the answer can cost, in pico-dollars; None where that is not bounded."""
+        self.tokens = tokens
+        """The most tokens it can take, input and output; None where that is not bounded."""
 
 
 NO_CAP: Final = Cap(None, None, None)
@@ -53,8 +72,8 @@ class Job:
     """A parsed request, who asked, what was decided for it, and what it cost."""
 
     __slots__ = (
+        "_bound",
         "_tokens_in",
-        "accounts",
         "attempts",
         "call",
         "counted",
@@ -64,21 +83,24 @@ class Job:
         "error",
         "first_chunk_s",
         "group",
-        "held",
         "id",
         "key",
+        "lines",
         "now",
         "overhead_s",
         "request_id",
+        "reservation",
         "responder",
         "route",
         "runtime",
+        "session",
         "sheet",
         "started_s",
         "status",
         "tight",
         "tries",
         "upstream_s",
+        "user",
     )
 
     def __init__(
@@ -113,11 +135,20 @@ class Job:
         self.decision: Decision | None = None
         self.counted = False
         self.tight = False
-        """Whether dollar limits had to be looked at closely."""
+        """Whether budgets are so nearly spent that the bank has to be asked how they stand."""
+        self._bound = False
+        """Whether an account allows less than the client and the budgets of one request do."""
         self._tokens_in: int | None = -1
-        self.accounts = NO_ACCOUNTS
-        self.held: Amounts | None = None
-        """The amounts reserved in ``accounts``, while they are."""
+        self.user = self.session = ""
+        """End user and session, as the books name them."""
+        if call.user or call.session:
+            tenant = identity.tenant(key)
+            self.user = identity.qualified(tenant, call.user)
+            self.session = identity.qualified(tenant, call.session)
+        self.lines = NO_LINES
+        """Everything the attempt under way falls under."""
+        self.reservation: Reservation | None = None
+        """What the attempt under way holds, while it does."""
         self.sheet = runtime.books.sheet(key.name, group.name)
 
     # what may be chosen
@@ -128,65 +159,143 @@ class Job:
             self._tokens_in = most_input_tokens(self.call.request.body)
         return self._tokens_in
 
+    def lines_of(self, route: Route) -> Lines:
+        """Everything the request falls under if ``route`` answers it."""
+        return self.runtime.books.lines(
+            self.key, self.user, self.session, self.group.name, route.endpoint.name
+        )
+
     def cap(self, route: Route) -> Cap | None:
-        """What ``route`` may produce under the dollar limits; None if not even the least fits."""
-        call = self.call
-        limit = self._max_units()
-        accounts = self.runtime.books.accounts(self.key.name, self.group.name, route.endpoint.name)
-        if limit is None:
-            if not accounts.usd:
-                return NO_CAP
-            most = self._roomy(route, accounts.usd)
-            if most is not None:
-                return Cap(None, None, most)
-        self.tight = True
-        left = books.usd_left_units(accounts, self.now)
-        units = limit if limit is not None else left or 0
-        if left is not None and left < units:
-            units = left
+        """What ``route`` may produce under all limits on amounts; None if not even the least fits."""
+        lines = self.lines_of(route)
+        self._bound = False
+        units, tokens = self._most(USD, books.left(lines, USD)), self._most(TOKENS, books.left(lines, TOKENS))
+        seconds = self._most_s(route, lines)
+        if units is None and tokens is None and seconds is None:
+            return NO_CAP
+        roomy = self._roomy(route, units, tokens)
+        if roomy is not None and seconds is None:
+            return roomy
+        cut_s = None
+        if route.machine is not None and units is not None:
+            if units <= 0:
+                return self._short()
+            free_s = units * 3600 / route.machine.hour if route.machine.hour else None
+            seconds = free_s if seconds is None or (free_s is not None and free_s < seconds) else seconds
+        total_s = route.endpoint.timeouts.total_s
+        if seconds is not None and seconds < total_s:
+            if seconds <= 0.0:
+                return self._short()
+            self.tight = self.tight or self._bound
+            cut_s = seconds
         if route.machine is not None:
-            most = route.machine.units(route.endpoint.timeouts.total_s)
-            if most <= units:
-                return Cap(None, None, most)
-            return Cap(None, units * 3600 / route.machine.hour, units) if units > 0 else None
+            units, most = None, route.machine.units(cut_s or total_s)
+        else:
+            most = None
+        return self._capped(route, units, tokens, cut_s, most)
+
+    def _capped(
+        self, route: Route, units: int | None, tokens: int | None, cut_s: float | None, most: int | None
+    ) -> Cap | None:
+        """The output that ``units`` of money and ``tokens`` allow."""
+        if units is None and tokens is None:
+            return Cap(None, cut_s, most)
+        call = self.call
         tokens_in = self.tokens_in()
-        if route.price is None or tokens_in is None:
-            return None
+        if tokens_in is None or (units is not None and route.price is None):
+            return self._short()
         if not call.api_generates:
-            most = route.price.most_units(tokens_in, 0)
-            return Cap(None, None, most) if most <= units else None
-        within = route.price.output_tokens_within(units, tokens_in) // call.n
-        if within < 1:
-            return None
+            if route.price is not None:
+                most = route.price.most_units(tokens_in, 0)
+            if (units is not None and (most or 0) > units) or (tokens is not None and tokens_in > tokens):
+                return self._short()
+            return Cap(None, cut_s, most, tokens_in)
+        within = None
+        if units is not None and route.price is not None:
+            within = route.price.output_tokens_within(units, tokens_in) // call.n
+        if tokens is not None:
+            room = (tokens - tokens_in) // call.n
+            within = room if within is None or room < within else within
+        if within is None or within < 1:
+            return self._short()
         asked = call.max_output_tokens or route.endpoint.config.max_output_tokens
-        if limit is None:
+        if call.constraints.max_usd is None:
             asked = asked or _UNCAPPED_TOKENS
+        if asked is not None and within < asked and self._bound:
+            self.tight = True
         tokens_out = min(within, asked) if asked else within
-        most = route.price.most_units(tokens_in, tokens_out * call.n)
+        if route.price is not None:
+            most = route.price.most_units(tokens_in, tokens_out * call.n)
         changed = call.max_output_tokens is None or tokens_out < call.max_output_tokens
-        return Cap(tokens_out if changed else None, None, most)
+        return Cap(tokens_out if changed else None, cut_s, most, tokens_in + tokens_out * call.n)
 
-    def _max_units(self) -> int | None:
-        """What of ``max_usd`` earlier attempts have left, in pico-dollars; None without the constraint."""
-        limit = self.call.constraints.max_usd
-        if limit is None:
-            return None
-        gone = spent(self.attempts)[0] if self.attempts else 0
-        return 0 if gone is None else max(0, int(limit * _PICO) - gone)
+    def _short(self) -> None:
+        """Not even the least fits, as far as is known here."""
+        self.tight = self.tight or self._bound
 
-    def _roomy(self, route: Route, accounts: tuple[Account, ...]) -> int | None:
-        """The most that a request capped by its client can cost, if every account has more than that; else None.
+    def _most(self, place: int, left: int | None) -> int | None:
+        """The least of what accounts have ``left``, a budget for one request and the client's own limit allow."""
+        limit = self.runtime.books.per_request(place)
+        asked = self.call.constraints.max_usd if place == USD else None
+        if asked is not None:
+            units = int(asked * _PICO)
+            limit = units if limit is None or units < limit else limit
+        if limit is not None and self.attempts:
+            if place == USD:
+                gone = spent(self.attempts)[0]
+                limit = 0 if gone is None else max(0, limit - gone)
+            elif place == TOKENS:
+                limit -= sum(a.usage.input_tokens + a.usage.output_tokens for a in self.attempts if a.usage)
+        if left is None or (limit is not None and limit < left):
+            return limit
+        self._bound = True
+        return left
 
-        The levels may be older than now: they only rise with time.
-        """
+    def _most_s(self, route: Route, lines: Lines) -> float | None:
+        """Seconds of the endpoint's time that budgets of time, energy and carbon allow; None without any."""
+        found: float | None = None
+        joules = self.call.constraints.max_joules
+        if joules is not None:
+            if route.watts is None:
+                return 0.0
+            if route.watts:
+                found = joules / route.watts
+        for place, units_per_s in zip((SERVER, JOULES, GCO2), route.units_per_s, strict=True):
+            most = self._most(place, books.left(lines, place))
+            if most is not None and units_per_s != 0.0:
+                # What cannot be measured is not promised.
+                seconds = 0.0 if units_per_s is None else most / units_per_s
+                if found is None or seconds < found:
+                    found = seconds
+        return found
+
+    def _roomy(self, route: Route, units: int | None, tokens: int | None) -> Cap | None:
+        """The cap of a request that its client capped, if there is room for all of it; else None."""
         asked, flat, tokens_in = self.call.max_output_tokens, route.flat, self.tokens_in()
-        if asked is None or flat is None or tokens_in is None:
+        if asked is None or tokens_in is None:
             return None
-        most = flat[0] + tokens_in * flat[1] + asked * self.call.n * flat[2]
-        for account in accounts:
-            if account.level_units < most:
+        out = asked * self.call.n
+        most = None
+        if units is not None:
+            if flat is None:
                 return None
-        return most
+            most = flat[0] + tokens_in * flat[1] + out * flat[2]
+            if most > units:
+                return None
+        if tokens is not None and tokens_in + out > tokens:
+            return None
+        return Cap(None, None, most, tokens_in + out)
+
+    async def look(self, routes: Sequence[Route]) -> None:
+        """Ask the bank how the accounts of these routes stand."""
+        purses: dict[Purse, None] = {}
+        for route in routes:
+            purses.update(dict.fromkeys(purse for purse, _, _ in self.lines_of(route).hard))
+        if purses:
+            try:
+                await self.runtime.ledger.look(list(purses))
+            except Unavailable as error:
+                raise books.unavailable(error) from None
 
     def unaffordable(self, routes: Sequence[Route]) -> errors.GatewayError:
         """Why none of ``routes`` fits the dollar limits, and the least that one would cost."""
@@ -265,38 +374,161 @@ class Job:
 
     # the books
 
-    def reserve(self, route: Route, cap: Cap) -> None:
-        """Hold the most this attempt may cost, in every account it falls under. The first one counts the request."""
-        accounts = self.accounts = self.runtime.books.accounts(
-            self.key.name, self.group.name, route.endpoint.name
-        )
-        first = not self.counted
-        if first:
-            books.count(accounts, self.now)
-            self.counted = True
-        if not accounts.metered:
-            return
-        call = self.call
-        tokens = int(call.body_bytes / _BYTES_PER_TOKEN)
+    def _held(self, route: Route, cap: Cap) -> tuple[int, ...]:
+        """The most this attempt may cost, by place. The first one counts the request."""
+        call, group = self.call, self.group
+        body = call.body_bytes
+        estimated = int(body / _BYTES_PER_TOKEN)
+        out = 0
         if call.api_generates:
-            out = cap.output_tokens or call.max_output_tokens or self.group.config.expected_output_tokens
-            tokens += out * call.n
-        amounts = (tokens, cap.most_units or 0, route.most_server_units, 0)
+            out = cap.output_tokens or call.max_output_tokens
+            estimated += (out or group.config.expected_output_tokens) * call.n
+            out = (out or route.endpoint.config.max_output_tokens or _UNCAPPED_TOKENS) * call.n
+        most = cap.most_units
+        if most is None:
+            # A token has at least a byte. No limit applies: this is what is presumed should we die before we know.
+            if route.flat is not None:
+                most = route.flat[0] + body * route.flat[1] + out * route.flat[2]
+            elif route.price is not None:
+                most = route.price.most_units(body, out)
+            elif route.machine is not None:
+                most = route.machine.units(cap.cut_s or route.endpoint.timeouts.total_s)
+            else:
+                most = 0
+        server, joules, gco2 = route.most_work if cap.cut_s is None else route.work(cap.cut_s)
+        tokens = cap.tokens
+        if tokens is None:
+            tokens = body + out
+        return (tokens, most, server, joules or 0, gco2 or 0, 0 if self.counted else 1, 1, estimated)
+
+    def _entry(self, route: Route, held: tuple[int, ...]) -> Entry:
+        key = self.key
+        tags = {**key.tags, **(self.call.constraints.tags or {})} if key.tags or self.call.constraints.tags else None
+        tokens, most, server, joules, gco2, requests, _, _ = held
+        runtime = self.runtime
+        return Entry(
+            runtime.ledger.reservation_id(),
+            RESERVE,
+            self.id,
+            self.tries,
+            runtime.config.organisation,
+            key.team or "",
+            key.name,
+            self.user,
+            self.session,
+            self.group.name,
+            route.endpoint.name,
+            route.model,
+            self.call.api,
+            "" if tags is None else msgspec.json.encode(tags).decode(),
+            "",
+            "",
+            tokens,
+            most,
+            server,
+            joules,
+            gco2,
+            requests,
+        )
+
+    async def reserve(self, route: Route, cap: Cap, flush: Callable[[], bool]) -> None:
+        """Hold the most this attempt may cost, in every account it falls under. The first one counts the request.
+
+        Raises `Refused` if a budget has less, and the gateway's error while the ledger can promise nothing.
+        """
+        ledger = self.runtime.ledger
+        lines = self.lines = self.lines_of(route)
+        held = self._held(route, cap)
+        entry = self._entry(route, held)
         try:
-            books.reserve(accounts, amounts, self.now)
-        except errors.GatewayError:
-            if first:  # what is refused has cost nobody a request
-                for account in accounts.counted:
-                    account.refund(1, self.now)
-                self.counted = False
+            found = ledger.take(lines, held, entry)
+            if found is None and flush():
+                found = ledger.take(lines, held, entry)
+            if found is None:
+                found = await ledger.reserve(lines, held, entry)
+            self.reservation = found
+            if self.runtime.durable:
+                await ledger.durable()
+        except Unavailable as error:
+            self.give_back()
+            raise books.unavailable(error) from None
+        except BaseException:
+            self.give_back()
             raise
-        self.held = amounts
+        self.counted = True
+
+    def shrink(self, known: Usage) -> None:
+        """A stream has told its input: hold no more than that and the output it may still make."""
+        reservation, route, call = self.reservation, self.route, self.call
+        if reservation is None or route is None or route.price is None or not call.max_output_tokens:
+            return
+        held = reservation.held
+        out = call.max_output_tokens * call.n
+        most = route.price.most_units(known.input_tokens, out)
+        tokens = known.input_tokens + out
+        if most < held[USD] or tokens < held[TOKENS]:
+            self.runtime.ledger.shrink(
+                reservation, (min(tokens, held[TOKENS]), min(most, held[USD]), *held[2:])
+            )
 
     def give_back(self) -> None:
         """Release what is reserved, if anything (nothing was sent)."""
-        if self.held is not None:
-            held, self.held = self.held, None
-            books.release(self.accounts, held, time.time())
+        reservation, self.reservation = self.reservation, None
+        if reservation is not None:
+            self.runtime.ledger.release(reservation)
+
+    def book(self, attempt: Attempt, route: Route) -> None:
+        """Settle what the attempt held with what it has cost."""
+        reservation, self.reservation = self.reservation, None
+        if reservation is None:
+            return
+        was = reservation.entry
+        usage, units = attempt.usage, attempt.units
+        server, joules, gco2 = route.work(attempt.server_s)
+        tokens_in = tokens_out = cached = writes = reasoning = 0
+        mark = "measured"
+        if usage is not None:
+            tokens_in, tokens_out = usage.input_tokens, usage.output_tokens
+            cached = usage.cached_input_tokens
+            writes = usage.cache_write_tokens + usage.cache_write_1h_tokens
+            reasoning = usage.reasoning_tokens
+            if usage.estimated:
+                mark = "estimated"
+        if units is None:
+            mark = "unknown"
+        tokens = tokens_in + tokens_out
+        entry = Entry(
+            was.reservation,
+            SETTLE,
+            was.request,
+            was.attempt,
+            was.organisation,
+            was.team,
+            was.key,
+            was.user,
+            was.session,
+            was.model,
+            was.endpoint,
+            was.upstream_model,
+            was.api,
+            was.tags,
+            attempt.status,
+            mark,
+            tokens,
+            units,
+            server,
+            joules,
+            gco2,
+            was.requests,
+            tokens_in,
+            cached,
+            writes,
+            tokens_out,
+            reasoning,
+            int((attempt.ended_s - attempt.started_s) * 1e6),
+        )
+        spends = (tokens, units or 0, server, joules or 0, gco2 or 0, was.requests, 0)
+        self.runtime.ledger.settle(reservation, spends, entry)
 
     def attempted(
         self,
@@ -419,10 +651,12 @@ class Job:
 
 
 def limits_headers(job: Job) -> str:
-    """``x-ratelimit-*`` of the key's own limits per minute; empty where it has none."""
+    """``x-ratelimit-*`` of the key's own limits per minute, and warnings of soft budgets; empty without."""
     text = ""
-    for account, limit in job.runtime.rates[job.key.name]:
-        left = account.level_units
-        name = account.resource
-        text += f"{limit}x-ratelimit-remaining-{name}: {left if left > 0 else 0}\r\n"
+    for purse, limit in job.runtime.books.rates(job.key):
+        left = purse.left
+        text += f"{limit}x-ratelimit-remaining-{purse.resource}: {left if left > 0 else 0}\r\n"
+    if job.lines.soft:
+        for warning in books.warnings(job.lines):
+            text += f"x-apportion-budget-warning: {warning}\r\n"
     return text

@@ -28,6 +28,7 @@ from apportion.serve.call import Api
 from apportion.serve.config.pricing import Prices
 from apportion.serve.config.schema import Config, Key, Model, Target
 from apportion.serve.http.client import Watch
+from apportion.serve.ledger.ledger import Ledger
 from apportion.serve.meters import Meters, RouteMeters
 from apportion.serve.upstream import Endpoint
 
@@ -46,20 +47,23 @@ class Route:
         "action",
         "endpoint",
         "flat",
+        "gco2_per_joule",
         "header",
         "machine",
         "mean_server_s",
         "meters",
         "model",
         "model_json",
-        "most_server_units",
+        "most_work",
         "output_tokens_per_s",
         "price",
         "quality",
         "ttft_s",
+        "units_per_s",
         "usd_in",
         "usd_out",
         "usd_request",
+        "watts",
         "weight",
     )
 
@@ -70,6 +74,7 @@ class Route:
         logical: str,
         price: TokenPrice | MachinePrice | None,
         meters: Meters,
+        gco2_per_kwh: float | None = None,
     ) -> None:
         config = endpoint.config
         self.endpoint = endpoint
@@ -80,8 +85,17 @@ class Route:
         self.machine: MachinePrice | None = price if isinstance(price, MachinePrice) else None
         self.flat = self.price.flat_rates() if self.price is not None else None
         """The most a request, an input and an output token cost, in pico-dollars; None where that depends."""
-        self.most_server_units = SERVER_SECONDS.to_units(endpoint.timeouts.total_s)
-        """The most server-seconds an attempt can take, in the resource's smallest part."""
+        self.watts = watts = config.watts
+        """Power drawn by one request; None where it is unknown."""
+        self.gco2_per_joule = (gco2_per_kwh or 0.0) / 3.6e6
+        self.units_per_s: tuple[float | None, float | None, float | None] = (
+            1e9,
+            None if watts is None else watts * 1e6,
+            None if watts is None or gco2_per_kwh is None else watts * self.gco2_per_joule * 1e6,
+        )
+        """Smallest parts of server-seconds, joules and gCO2 used in a second; None where that is unknown."""
+        self.most_work = self.work(endpoint.timeouts.total_s)
+        """The most server-seconds, joules and gCO2 an attempt can take, in the resources' smallest parts."""
         self.quality = target.quality
         self.weight = target.weight
         self.ttft_s = target.ttft_s
@@ -100,6 +114,15 @@ class Route:
         )
         self.header = f"x-apportion-model: {model}\r\nx-apportion-endpoint: {name}\r\n"
         self.meters = RouteMeters(meters, logical, endpoint.name)
+
+    def work(self, server_s: float) -> tuple[int, int | None, int | None]:
+        """Server-seconds, joules and gCO2 of so much time, in smallest parts; None where they are unknown."""
+        server, joules, gco2 = self.units_per_s
+        return (
+            SERVER_SECONDS.to_units(server_s),
+            None if joules is None else round(server_s * joules),
+            None if gco2 is None else round(server_s * gco2),
+        )
 
     @property
     def priced(self) -> bool:
@@ -140,6 +163,10 @@ class Route:
                 amounts["usd"] = self.usd_request + self.usd_in * tokens_in + self.usd_out * tokens_out
             elif self.machine is not None and server_s is not None:
                 amounts["usd"] = self.machine.hour * 1e-12 / 3600 * server_s
+        if server_s is not None and self.watts is not None:
+            amounts["joules"] = self.watts * server_s
+            if self.gco2_per_joule:
+                amounts["gco2"] = amounts["joules"] * self.gco2_per_joule
         quality = self.quality
         value = 0.0 if worth_usd is None else worth_usd if quality is None else worth_usd * quality
         return Option(self.action, value, Cost.of(amounts), load=self.endpoint.load, weight=self.weight)
@@ -189,12 +216,14 @@ class Runtime:
         *,
         watch: Watch,
         meters: Meters,
-        workers: int = 1,
-        worker: int = 0,
+        ledger: Ledger,
+        saved_prices: Mapping[str, str] | None = None,
         previous: Runtime | None = None,
     ) -> None:
         self.config = config
-        self.workers = workers
+        self.ledger = ledger
+        self.durable = config.ledger.durability == "machine"
+        """Whether a request waits until its reservation is in the database."""
         self.created_s = int(time.time())
         self.endpoints: dict[str, Endpoint] = {}
         for name, entry in config.endpoints.items():
@@ -207,11 +236,13 @@ class Runtime:
         }
         self.keys: Mapping[bytes, Key] = {bytes.fromhex(key.digest()): key for key in config.keys}
         self._seen: dict[bytes, Key] = {}
-        self.parallel: dict[str, int] = previous.parallel if previous else {}
-        """Requests under way by key."""
-        self.books: Books = Books(config, workers, previous.books if previous else None, worker=worker)
-        self.rates = {key.name: self.books.rates(key) for key in (*config.keys, OPEN)}
-        """The accounts of each key's limits per minute."""
+        self.books: Books = Books(
+            config,
+            ledger,
+            saved_prices=saved_prices,
+            previous=previous.books if previous else None,
+            now=time.time(),
+        )
         if previous is not None:
             for name, endpoint in previous.endpoints.items():
                 if self.endpoints.get(name) is not endpoint:
@@ -224,7 +255,8 @@ class Runtime:
         for target in model.endpoints:
             endpoint = self.endpoints[target.endpoint]
             upstream_name = target.model or endpoint.config.model or name
-            routes.append(Route(endpoint, target, name, prices[endpoint.name, upstream_name].price, meters))
+            price = prices[endpoint.name, upstream_name].price
+            routes.append(Route(endpoint, target, name, price, meters, self.config.gco2_per_kwh))
         policy_key = json.dumps([model.policy.name, model.policy.parameters], sort_keys=True, default=repr)
         kept = previous.groups.get(name) if previous else None
         policy = (

@@ -14,7 +14,6 @@ from typing import Final
 
 from apportion.core.cost import Cost
 from apportion.core.outcome import Outcome
-from apportion.core.resource import SERVER_SECONDS
 from apportion.serve.job import Job
 from apportion.serve.meters import Meters
 from apportion.serve.records import Attempt, Records
@@ -91,19 +90,14 @@ class Settlements:
             tokens_in, tokens_out = usage.input_tokens, usage.output_tokens
             route.measured(server_s)
         tokens = tokens_in + tokens_out
-        held = job.held
-        if held is not None:
-            job.held = None
-            charged = held[1] if units is None else units
-            amounts = (tokens, charged, SERVER_SECONDS.to_units(server_s), 0)
-            for account, place in job.accounts.metered:
-                account.settle(held[place], amounts[place], now)
+        job.book(attempt, route)
         usd = None if units is None else units * 1e-12
         group = job.group
         worth = group.config.worth_usd
         # What it was predicted to be worth, whatever became of it: a failure must not make money look worthless.
         value = 1.0 if worth is None else worth * (1.0 if route.quality is None else route.quality)
-        job.sheet.spent(usd, tokens, server_s, value, now)
+        joules = server_s * route.watts if route.watts else 0.0
+        job.sheet.spent(usd, tokens, server_s, value, now, joules, joules * route.gco2_per_joule)
         policy = group.policy
         if policy.learns:
             known: dict[str, float] = {
@@ -114,6 +108,8 @@ class Settlements:
             }
             if usd is not None:
                 known["usd"] = usd
+            if route.watts is not None:
+                known["joules"] = joules
             cost = Cost.of(known)
             policy.learn(
                 Outcome(job.id, attempt.status, route.action, cost, None, duration_s, attempt.censored)

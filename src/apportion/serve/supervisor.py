@@ -182,7 +182,9 @@ class Supervisor:
         self.prices = await asyncio.to_thread(all_prices, self.config)
         await self.engines.follow(self.config)
         if self.workers == 1:
-            self._worker = Worker(self.config, self.prices, index=0, workers=1, directory=self.directory)
+            self._worker = await Worker.open(
+                self.config, self.prices, index=0, workers=1, directory=self.directory
+            )
             for name, address in self.engines.addresses.items():
                 self._worker.point(name, address)
             host, port = await self._worker.start(listen.host, listen.port, reuse_port=False)

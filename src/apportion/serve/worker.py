@@ -17,12 +17,15 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from apportion.core.errors import ApportionError
 from apportion.measure.metrics import Registry
 from apportion.serve.config.pricing import Prices
 from apportion.serve.config.schema import Config
 from apportion.serve.gateway import Gateway
 from apportion.serve.http.client import Exchange, Pool, Target, Timeouts, TransportFailure, Watch
 from apportion.serve.http.server import Request, Responder, Server, ServerLimits
+from apportion.serve.ledger.opening import Opened, open_ledger
+from apportion.serve.ledger.people import Snapshot, merged
 from apportion.serve.logs import configure as configure_logs
 from apportion.serve.meters import Meters
 from apportion.serve.probes import Probes
@@ -47,16 +50,24 @@ class Address(NamedTuple):
 class Worker:
     """Everything of one worker. ``index`` counts from 0; ``directory`` is shared by all workers of a proxy."""
 
-    def __init__(self, config: Config, prices: Prices, *, index: int, workers: int, directory: Path) -> None:
+    def __init__(
+        self, config: Config, prices: Prices, opened: Opened, *, index: int, workers: int, directory: Path
+    ) -> None:
         self.index = index
+        self._config = config
+        """As the file says; what the running one has in addition comes from the database."""
+        self._prices = prices
+        self._opened = opened
+        self._people = Snapshot(version=-1)
+        self._asking: asyncio.Future[Snapshot | None] | None = None
         self.workers = workers
         self._directory = directory
         self._watch = Watch(asyncio.get_running_loop())
         self._meters = Meters(Registry(directory / "metrics", index))
         self._records = Records(config.records.decisions, index)
-        runtime = Runtime(
-            config, prices, watch=self._watch, meters=self._meters, workers=workers, worker=index
-        )
+        opened.ledger.saved_prices = lambda: self.gateway.runtime.books.saved_prices()
+        opened.ledger.on_tick = self._ask_people
+        runtime = self._runtime(None)
         self.gateway = Gateway(runtime, self._meters, self._records, rng=random.Random())
         self.gateway.ready = self._not_ready
         self.gateway.sibling = self._ask_sibling
@@ -69,6 +80,62 @@ class Worker:
         self._siblings: dict[int, Pool] = {}
         self._probes = Probes(self._watch)
         self._probes.follow(runtime.endpoints.values())
+
+    @classmethod
+    async def open(
+        cls, config: Config, prices: Prices, *, index: int, workers: int, directory: Path
+    ) -> Worker:
+        """A worker whose ledger is open and whose keys are read. Raises ``LedgerError``."""
+        opened = await open_ledger(config, random.Random())
+        people = await opened.ledger.run(opened.people.snapshot)
+        self = cls(config, prices, opened, index=index, workers=workers, directory=directory)
+        self._adopt(people)
+        return self
+
+    def _runtime(self, previous: Runtime | None) -> Runtime:
+        return Runtime(
+            merged(self._config, self._people),
+            self._prices,
+            watch=self._watch,
+            meters=self._meters,
+            ledger=self._opened.ledger,
+            people=self._opened.people,
+            credentials=self._people.credentials,
+            saved_prices=self._opened.prices if previous is None else None,
+            previous=previous,
+        )
+
+    def _adopt(self, people: Snapshot) -> None:
+        """Go over to other keys, teams and budgets of the database."""
+        self._people = people
+        self.gateway.runtime = self._runtime(self.gateway.runtime)
+
+    def _ask_people(self) -> None:
+        """Once a second: have keys, teams or budgets changed in the database?"""
+        ledger, people, known = self._opened.ledger, self._opened.people, self._people.version
+        if self._asking is not None or ledger.lost:
+            return
+
+        def changed() -> Snapshot | None:
+            return people.snapshot() if people.version() != known else None
+
+        def answered(asked: asyncio.Future[Snapshot | None]) -> None:
+            self._asking = None
+            if asked.cancelled():
+                return
+            error = asked.exception()
+            if error is not None:
+                logger.warning("the keys of the database could not be read: %s", error)
+                return
+            found = asked.result()
+            if found is not None:
+                try:
+                    self._adopt(found)
+                except ApportionError as wrong:
+                    logger.error("the keys, teams and budgets of the database do not fit: %s", wrong)
+
+        self._asking = ledger.run(changed)
+        self._asking.add_done_callback(answered)
 
     async def start(self, host: str, port: int, *, reuse_port: bool) -> tuple[str, int]:
         """Listen; returns the bound address."""
@@ -95,15 +162,13 @@ class Worker:
     def reload(self, config: Config, prices: Prices, addresses: Mapping[str, Address]) -> None:
         """Go over to another configuration; requests under way keep theirs. The limits on what clients send
         hold for open connections, too."""
-        runtime = Runtime(
-            config,
-            prices,
-            watch=self._watch,
-            meters=self._meters,
-            workers=self.workers,
-            worker=self.index,
-            previous=self.gateway.runtime,
-        )
+        before = (self._config, self._prices)
+        self._config, self._prices = config, prices
+        try:
+            runtime = self._runtime(self.gateway.runtime)
+        except BaseException:
+            self._config, self._prices = before
+            raise
         self.gateway.runtime = runtime
         if self._server is not None:
             self._server.limits = _limits(config)
@@ -129,6 +194,8 @@ class Worker:
         self.gateway.draining = True
         clean = await self._server.drain(timeout_s) if self._server is not None else True
         self.gateway.settlements.flush()
+        if not await self._opened.ledger.close():
+            clean = False
         if self._tracer is not None:
             await self._tracer.close(_FLUSH_S)
         if self._control is not None:
@@ -230,7 +297,9 @@ async def _main() -> int:
             if kind == "start":
                 config, prices, index, workers, directory, host, port, addresses = content
                 configure_logs(config.log)
-                worker = Worker(config, prices, index=index, workers=workers, directory=Path(directory))
+                worker = await Worker.open(
+                    config, prices, index=index, workers=workers, directory=Path(directory)
+                )
                 drain_s = config.listen.drain_s
                 for name, address in addresses.items():
                     worker.point(name, address)

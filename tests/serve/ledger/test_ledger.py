@@ -1,0 +1,331 @@
+"""A worker's ledger on a real database: purses, waiting, refusals, lost databases, crashes and former lives."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from apportion.core.budget import Budget
+from apportion.serve.ledger.database import Database
+from apportion.serve.ledger.entries import (
+    RESERVE,
+    SETTLE,
+    USD,
+    BankError,
+    Batch,
+    Entry,
+    Receipt,
+)
+from apportion.serve.ledger.ledger import Ledger, Refused, Reservation, Settings, Unavailable
+from apportion.serve.ledger.purse import Line, Lines, Purse
+
+TEN = Budget("ten", "usd", 10e-12)
+
+
+def amounts(usd: int = 0, requests: int = 0) -> tuple[int, ...]:
+    return (0, usd, 0, 0, 0, requests, 0, 0)
+
+
+def lines(*purses: Purse, place: int = USD) -> Lines:
+    return Lines(tuple(Line(p, place, place) for p in purses if p.hard), tuple(Line(p, place, place) for p in purses if not p.hard))
+
+
+def entry(ledger: Ledger, usd: int, **more: Any) -> Entry:
+    given = {"team": "", "key": "k", "user": "", "session": "", "model": "m", **more}
+    return Entry(
+        ledger.reservation_id(),
+        RESERVE,
+        "dec_1",
+        1,
+        "default",
+        given["team"],
+        given["key"],
+        given["user"],
+        given["session"],
+        given["model"],
+        "e",
+        "m",
+        "chat",
+        "",
+        usd=usd,
+    )
+
+
+def settled(reservation: Reservation, usd: int) -> Entry:
+    was = reservation.entry
+    return Entry(
+        was.reservation, SETTLE, was.request, was.attempt, was.organisation, was.team, was.key, was.user,
+        was.session, was.model, was.endpoint, was.upstream_model, was.api, "", "ok", "measured", usd=usd,
+    )  # fmt: skip
+
+
+def settle(ledger: Ledger, reservation: Reservation, usd: int) -> None:
+    ledger.settle(reservation, amounts(usd), settled(reservation, usd))
+
+
+class Flaky:
+    """A bank that can be cut off, before or after the database took the batch."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.before = self.after = False
+        self.batches: list[Batch] = []
+
+    def commit(self, batch: Batch) -> Receipt:
+        if self.before:
+            raise BankError("cut off")
+        receipt = self.database.commit(batch)
+        self.batches.append(batch)
+        if self.after:
+            raise BankError("cut off after the commit")
+        return receipt
+
+    def __getattr__(self, name: str) -> Any:
+        if self.before:
+            raise BankError("cut off")
+        return getattr(self.database, name)
+
+
+@pytest.fixture
+async def bank(tmp_path: Path) -> AsyncIterator[Flaky]:
+    yield Flaky(Database(f"sqlite:///{tmp_path}/ledger.db"))
+
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+async def make(bank: Flaky, tmp_path: Path) -> AsyncIterator[Make]:
+    made: list[Ledger] = []
+
+    async def open_(**settings: Any) -> Ledger:
+        given = Settings(tmp_path / "journal", **{"commit_s": 0.001, **settings})
+        (tmp_path / "journal").mkdir(exist_ok=True)
+        ledger = await Ledger.open(bank, given, rng=random.Random(1))
+        made.append(ledger)
+        return ledger
+
+    yield open_
+    bank.before = bank.after = False
+    for ledger in made:
+        if not ledger._closing:
+            await ledger.close()
+    assert Database(str(bank.database.engine.url)).verify() == []
+
+
+def entries(bank: Flaky) -> list[tuple[str, int, int]]:
+    with bank.database.engine.connect() as connection:
+        rows = connection.execute(text("select reservation, kind, usd from entries order by at_us, kind"))
+        return [(r[0], r[1], r[2]) for r in rows]
+
+
+def spent(bank: Flaky) -> int:
+    return sum(usd for _, kind, usd in entries(bank) if kind != RESERVE)
+
+
+async def test_what_fits_is_held_and_what_is_settled_gives_the_rest_back(make: Make, bank: Flaky) -> None:
+    ledger = await make()
+    purse = ledger.purse("ten@all", TEN, "all")
+    held = [await ledger.reserve(lines(purse), amounts(5), entry(ledger, 5)) for _ in range(2)]
+    with pytest.raises(Refused) as refused:
+        await ledger.reserve(lines(purse), amounts(1), entry(ledger, 1))
+    assert (refused.value.wanted, refused.value.left, refused.value.wait_s) == (1, 0, None)
+    for reservation in held:
+        settle(ledger, reservation, 2)
+    third = await ledger.reserve(lines(purse), amounts(6), entry(ledger, 6))
+    ledger.release(third)
+    await ledger.close()
+    assert spent(bank) == 4
+    assert len(entries(bank)) == 6
+
+
+async def test_sixty_four_at_once_never_overspend(make: Make, bank: Flaky) -> None:
+    first, second = await make(), await make()
+
+    async def one(ledger: Ledger, rng: random.Random) -> int:
+        total = 0
+        for _ in range(10):
+            purse = ledger.purse("hundred@all", Budget("hundred", "usd", 100e-12), "all")
+            try:
+                got = await ledger.reserve(lines(purse), amounts(3), entry(ledger, 3))
+            except Refused:
+                return total
+            await asyncio.sleep(rng.random() * 0.003)
+            cost = rng.randint(0, 3)
+            settle(ledger, got, cost)
+            total += cost
+        return total
+
+    done = await asyncio.gather(*(one(ledger, random.Random(i)) for i in range(32) for ledger in (first, second)))
+    for ledger in (first, second):
+        await ledger.close()
+    assert spent(bank) == sum(done) <= 100
+    assert sum(done) > 97, "what one of them has unused comes to the others"
+
+
+async def test_all_or_nothing_over_several_accounts(make: Make) -> None:
+    ledger = await make()
+    wide = ledger.purse("ten@all", TEN, "all")
+    narrow = ledger.purse("two@key:k", Budget("two", "usd", 2e-12), "key:k")
+    with pytest.raises(Refused) as refused:
+        await ledger.reserve(lines(wide, narrow), amounts(3), entry(ledger, 3))
+    assert refused.value.purse is narrow
+    assert wide.reserved == narrow.reserved == 0
+    got = await ledger.reserve(lines(wide), amounts(10), entry(ledger, 10))
+    ledger.release(got)
+
+
+async def test_a_shrunk_reservation_makes_room_at_once(make: Make) -> None:
+    ledger = await make()
+    purse = ledger.purse("ten@all", TEN, "all")
+    got = await ledger.reserve(lines(purse), amounts(10), entry(ledger, 10))
+    ledger.shrink(got, amounts(4))
+    other = await ledger.reserve(lines(purse), amounts(6), entry(ledger, 6))
+    settle(ledger, got, 4)
+    settle(ledger, other, 6)
+
+
+async def test_a_soft_budget_refuses_nothing_and_knows_how_it_stands(make: Make) -> None:
+    ledger = await make()
+    purse = ledger.purse("soft@all", Budget("soft", "usd", 3e-12, hard=False), "all")
+    for _ in range(3):
+        settle(ledger, await ledger.reserve(lines(purse), amounts(2), entry(ledger, 2)), 2)
+    await ledger.look([purse])
+    assert purse.available == -3
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_lost_database_books_everything_once_when_it_is_back(make: Make, bank: Flaky, after: bool) -> None:
+    ledger = await make()
+    purse = ledger.purse("big@all", Budget("big", "usd", 1000e-12), "all")
+    got = [await ledger.reserve(lines(purse), amounts(10), entry(ledger, 10)) for _ in range(20)]
+    await ledger.durable()
+    if after:
+        bank.after = True
+    else:
+        bank.before = True
+    for reservation in got[:10]:
+        settle(ledger, reservation, 7)
+    for _ in range(200):
+        await asyncio.sleep(0.005)
+        if ledger.lost:
+            break
+    assert ledger.lost
+    with pytest.raises(Unavailable):
+        await ledger.reserve(lines(purse), amounts(1000), entry(ledger, 1000))
+    small = ledger.take(lines(purse), amounts(1), entry(ledger, 1))
+    assert small is not None, "what it has been lent it may still spend"
+    settle(ledger, small, 1)
+    bank.before = bank.after = False
+    for reservation in got[10:]:
+        settle(ledger, reservation, 7)
+    await ledger.close()
+    assert spent(bank) == 141
+    assert len(entries(bank)) == 42
+
+
+async def test_where_it_is_to_refuse_nothing_is_spent_while_the_database_is_lost(make: Make, bank: Flaky) -> None:
+    ledger = await make(when_lost="refuse")
+    purse = ledger.purse("big@all", Budget("big", "usd", 1000e-12), "all")
+    got = await ledger.reserve(lines(purse), amounts(10), entry(ledger, 10))
+    bank.before = True
+    settle(ledger, got, 1)
+    for _ in range(200):
+        await asyncio.sleep(0.005)
+        if ledger.lost:
+            break
+    assert ledger.take(lines(purse), amounts(1), entry(ledger, 1)) is None
+    bank.before = False
+
+
+async def test_a_death_is_recovered_from_the_journal(make: Make, bank: Flaky, tmp_path: Path) -> None:
+    ledger = await make(commit_s=0.5)
+    purse = ledger.purse("ten@all", TEN, "all")
+    known = await ledger.reserve(lines(purse), amounts(3), entry(ledger, 3))
+    await ledger.durable()
+    settle(ledger, known, 2)  # in the journal only
+    open_ = ledger.take(lines(purse), amounts(0), entry(ledger, 4))
+    assert open_ is not None
+    _die(ledger)
+    after = await make()
+    assert sorted(entries(bank)) == sorted(
+        [
+            (known.entry.reservation, RESERVE, 3),
+            (known.entry.reservation, SETTLE, 2),
+            (open_.entry.reservation, RESERVE, 4),
+            (open_.entry.reservation, 3, 4),
+        ]
+    )
+    purse = after.purse("ten@all", TEN, "all")
+    await after.look([purse])
+    assert purse.left == 4
+    assert list((tmp_path / "journal").iterdir()) == [after._home.journal.path]
+
+
+def _die(ledger: Ledger) -> None:
+    """As SIGKILL would: nothing is said to anybody, and the lock is gone."""
+    ledger._closing = True
+    for timer in (ledger._timer, ledger._ticker):
+        if timer is not None:
+            timer.cancel()
+    ledger._thread.shutdown(wait=True)
+    journal = ledger._home.journal
+    assert journal is not None
+    journal.abandon()
+
+
+async def test_one_that_was_given_up_starts_anew_and_its_settlements_are_corrections(make: Make, bank: Flaky) -> None:
+    ledger = await make()
+    purse = ledger.purse("ten@all", TEN, "all")
+    got = await ledger.reserve(lines(purse), amounts(6), entry(ledger, 6))
+    await ledger.durable()
+    bank.database.forget(ledger._home.holder)
+    other = await ledger.reserve(lines(purse), amounts(0), entry(ledger, 0))
+    for _ in range(400):
+        await asyncio.sleep(0.005)
+        if not ledger.lost and ledger._home is not got.home:
+            break
+    assert ledger._home is not got.home
+    await ledger.look([purse])
+    assert purse.left == 4, "what it had reserved counts as spent"
+    settle(ledger, got, 1)
+    settle(ledger, other, 0)
+    await ledger.close()
+    assert spent(bank) == 1
+
+
+async def test_idle_leases_go_back(make: Make) -> None:
+    ledger = await make()
+    purse = ledger.purse("big@all", Budget("big", "usd", 1000e-12), "all")
+    for _ in range(5):
+        settle(ledger, await ledger.reserve(lines(purse), amounts(10), entry(ledger, 10)), 1)
+    for _ in range(60):
+        await asyncio.sleep(0.1)
+        if not purse.free:
+            break
+    await ledger.look([purse])
+    assert purse.free == 0
+    assert purse.available == 995
+
+
+async def test_a_client_that_leaves_while_it_waits_holds_nothing(make: Make) -> None:
+    ledger = await make()
+    purse = ledger.purse("ten@all", TEN, "all")
+    task = asyncio.create_task(ledger.reserve(lines(purse), amounts(10), entry(ledger, 10)))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    got = await ledger.reserve(lines(purse), amounts(10), entry(ledger, 10))
+    assert purse.reserved == 10
+    ledger.release(got)
+
+
+def test_amounts_have_their_places() -> None:
+    held: Sequence[int] = amounts(usd=7, requests=1)
+    assert held[USD] == 7
