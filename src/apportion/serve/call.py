@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Meta, Raw
 
-from apportion.serve import errors
+from apportion.serve import errors, identity
 from apportion.serve.http.server import Request
 
 Api = Literal["chat", "completions", "embeddings", "responses", "messages", "count_tokens"]
@@ -117,6 +117,7 @@ class _Head(msgspec.Struct, gc=False, kw_only=True):
     model: Annotated[str, Meta(min_length=1, max_length=512)]
     stream: bool | None = None
     user: str | None = None
+    safety_identifier: str | None = None
     temperature: float | None = None
     top_p: float | None = None
     tools: list[Raw] | None = None
@@ -193,6 +194,7 @@ class Call:
         "model",
         "n",
         "request",
+        "session",
         "stream",
         "user",
     )
@@ -209,6 +211,8 @@ class Call:
         self.max_output_tokens: int | None = None
         self.n = 1
         self.user: str | None = None
+        """The end user as the client names it; see `identity`."""
+        self.session: str | None = None
         self.constraints = NO_CONSTRAINTS
 
     @property
@@ -217,8 +221,11 @@ class Call:
         return bool(CAP_FIELDS[self.api])
 
 
-def parse(request: Request, api: Api) -> Call:
-    """Read and check a request for ``api``; raises ``InvalidRequestError`` naming the field."""
+def parse(request: Request, api: Api, named: identity.Headers = identity.DEFAULT) -> Call:
+    """Read and check a request for ``api``; raises ``InvalidRequestError`` naming the field.
+
+    ``named`` are the headers that say for whom it is.
+    """
     body, headers = request.body, request.headers
     kind = headers.get(b"content-type")
     if kind != b"application/json" or b"content-encoding" in headers:
@@ -253,8 +260,15 @@ def parse(request: Request, api: Api) -> Call:
         fields.pop(name, None)
     if "n" in fields or "best_of" in fields:
         call.n = max(getattr(head, "n", None) or 1, getattr(head, "best_of", None) or 1)
-    if head.user is not None:
-        call.user = head.user[:256]
+    if head.safety_identifier is not None or head.user is not None:
+        call.user = identity.short(head.safety_identifier or head.user)
+    if "metadata" in fields:
+        user, call.session = identity.from_metadata(fields["metadata"])
+        call.user = call.user or user
+    if api == "responses" and "conversation" in fields:
+        call.session = call.session or identity.from_conversation(fields["conversation"])
+    if not named.all.isdisjoint(headers):
+        call.user, call.session = identity.from_headers(named, headers, call.user, call.session)
     if head.apportion is not None:
         call.constraints = head.apportion
     if "apportion" in fields:

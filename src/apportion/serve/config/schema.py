@@ -542,7 +542,11 @@ class Otel(Struct, frozen=True, kw_only=True):
     content: Annotated[bool, Meta(description="Put prompts and answers into the spans.")] = False
 
 
-SESSION_HEADERS = ("x-session-id", "x-claude-code-session-id", "x-conversation-id")
+SESSION_HEADERS = (
+    *("x-session-id", "x-claude-code-session-id"),
+    *("session-id", "session_id"),  # Codex, new and old
+    "x-conversation-id",
+)
 
 
 class Auth(Struct, frozen=True, kw_only=True):
