@@ -233,7 +233,13 @@ class Ledger:
         waiter = _Waiter(lines, amounts, entry, self._loop.create_future(), self._loop.time())
         self._waiters.append(waiter)
         self._now()
-        return await waiter.future
+        future = waiter.future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self.release(future.result())  # it came too late
+            raise
 
     def settle(self, reservation: Reservation, spent: Sequence[int], entry: Entry) -> None:
         """Replace a reservation by what it cost; ``entry`` is the `SETTLE` (or `RELEASE`)."""
