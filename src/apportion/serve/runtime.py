@@ -7,12 +7,10 @@ began with.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
-from typing import Final
-from urllib.parse import urlsplit
+from typing import Final, NamedTuple
 
 from msgspec import Raw
 
@@ -26,16 +24,15 @@ from apportion.serve import errors
 from apportion.serve.books import Books
 from apportion.serve.call import Api
 from apportion.serve.config.pricing import Prices
-from apportion.serve.config.schema import Config, Key, Model, Target
+from apportion.serve.config.schema import Config, Key, Model, Target, Team
 from apportion.serve.http.client import Watch
+from apportion.serve.keyring import LOCAL, OPEN, Keyring, Snapshot, merged
 from apportion.serve.meters import Meters, RouteMeters
 from apportion.serve.upstream import Endpoint
 
-OPEN: Final = Key(name="anonymous", admin=True)
-"""Who everybody is where no key is configured (loopback only)."""
-
 _SMOOTHING: Final = 0.1
-_SEEN: Final = 4096
+_NO_TEAM: Final = Team(models=[], endpoints=[])
+"""What a team allows that has been removed."""
 
 
 class Route:
@@ -165,22 +162,21 @@ class Group:
         self.policy_key = policy_key
 
 
-def _same_site(headers: Mapping[bytes, bytes]) -> None:
-    """Without keys, refuse what a page of another site makes a browser send: it could spend the operator's money."""
-    origin = headers.get(b"origin")
-    if origin is None and headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin"):
-        return
-    host = urlsplit((origin or b"").decode("latin-1")).hostname or ""
-    if host not in ("localhost", "127.0.0.1", "::1"):
-        raise errors.PermissionDeniedError(
-            "A page of another site may not use a gateway without keys.",
-            field="origin",
-            fix="Configure `keys`, and send one.",
-        )
+class Access(NamedTuple):
+    """What a key may use, its team's bounds included."""
+
+    models: frozenset[str]
+    endpoints: frozenset[str] | None
+    """None: all of them."""
 
 
 class Runtime:
-    """Everything a request needs, of one configuration, in one worker."""
+    """Everything a request needs, of one configuration, in one worker.
+
+    ``people`` are the keys, teams and budgets of the database, whose digests are made with ``pepper``;
+    ``local_sha256`` is the digest of the key that this user's commands are told (`serve.control`). What is left out
+    is taken over from ``previous``.
+    """
 
     def __init__(
         self,
@@ -192,8 +188,18 @@ class Runtime:
         workers: int = 1,
         worker: int = 0,
         previous: Runtime | None = None,
+        people: Snapshot | None = None,
+        pepper: bytes | None = None,
+        local_sha256: bytes | None = None,
     ) -> None:
-        self.config = config
+        if people is None:
+            people = previous.people if previous else Snapshot()
+        self._pepper: bytes = pepper if pepper is not None else previous._pepper if previous else b""
+        self._local_sha256: bytes | None = local_sha256 or (previous._local_sha256 if previous else None)
+        self.configured = config
+        """The configuration without what is in the database."""
+        self._take_people(people)
+        config = self.config
         self.workers = workers
         self.created_s = int(time.time())
         self.endpoints: dict[str, Endpoint] = {}
@@ -205,12 +211,10 @@ class Runtime:
         self.groups: dict[str, Group] = {
             name: self._group(name, model, prices, meters, previous) for name, model in config.models.items()
         }
-        self.keys: Mapping[bytes, Key] = {bytes.fromhex(key.digest()): key for key in config.keys}
-        self._seen: dict[bytes, Key] = {}
         self.parallel: dict[str, int] = previous.parallel if previous else {}
         """Requests under way by key."""
         self.books: Books = Books(config, workers, previous.books if previous else None, worker=worker)
-        self.rates = {key.name: self.books.rates(key) for key in (*config.keys, OPEN)}
+        self.rates = {key.name: self.books.rates(key) for key in (*config.keys, OPEN, LOCAL)}
         """The accounts of each key's limits per minute."""
         if previous is not None:
             for name, endpoint in previous.endpoints.items():
@@ -236,46 +240,50 @@ class Runtime:
             raise TypeError(f"{model.policy.name} is not a policy")
         return Group(name, model, tuple(routes), policy, policy_key)
 
+    def _take_people(self, people: Snapshot) -> None:
+        self.people = people
+        self.config: Config = merged(self.configured, people)
+        """The configuration with what is in the database."""
+        self._keyring = Keyring(
+            self.config, people.credentials, self._pepper, local_sha256=self._local_sha256
+        )
+        self._access: dict[str, tuple[Key, Access]] = {}
+
+    def adopt(self, people: Snapshot) -> None:
+        """Go over to other keys, teams and budgets of the database; what was verified before is verified anew."""
+        self._take_people(people)
+
     def authenticate(self, headers: Mapping[bytes, bytes]) -> Key:
         """The key of a request: ``Authorization: Bearer`` or ``x-api-key``. Raises ``AuthenticationError``."""
-        if not self.keys:
-            _same_site(headers)
-            return OPEN
-        given = headers.get(b"authorization") or headers.get(b"x-api-key") or b""
-        known = self._seen.get(given)
-        if known is not None:
-            return known
-        secret = headers.get(b"authorization")
-        if secret is not None:
-            scheme, _, secret = secret.partition(b" ")
-            if scheme.lower() != b"bearer":
-                raise errors.AuthenticationError(
-                    "The Authorization header is not a bearer token.",
-                    field="authorization",
-                    fix="Send 'Authorization: Bearer <key>' or 'x-api-key: <key>'.",
-                )
-        else:
-            secret = headers.get(b"x-api-key")
-        if not secret:
-            raise errors.AuthenticationError(
-                "No API key was given.",
-                field="authorization",
-                fix="Send 'Authorization: Bearer <key>' or 'x-api-key: <key>'.",
-            )
-        # The digest is looked up, not the secret: the time it takes tells nothing about any key.
-        key = self.keys.get(hashlib.sha256(secret.strip()).digest())
-        if key is None:
-            raise errors.AuthenticationError("The API key is not known here.", field="authorization")
-        if len(self._seen) < _SEEN:
-            # Only headers that proved right are kept, whole, and looked up by a keyed hash (Python's own).
-            self._seen[given] = key
-        return key
+        return self._keyring.authenticate(headers)
+
+    def access(self, key: Key) -> Access:
+        """What a key may use."""
+        found = self._access.get(key.name)
+        # Of a key that has changed, requests under way still have what it was.
+        if found is None or found[0] is not key:
+            found = self._access[key.name] = (key, self._access_of(key))
+        return found[1]
+
+    def _access_of(self, key: Key) -> Access:
+        owners: list[Key | Team] = [key]
+        if key.team is not None:
+            owners.append(self.config.teams.get(key.team, _NO_TEAM))
+        allowed = [frozenset(owner.endpoints) for owner in owners if owner.endpoints is not None]
+        endpoints = frozenset.intersection(*allowed) if allowed else None
+        return Access(
+            frozenset(
+                name
+                for name, group in self.groups.items()
+                if all(owner.models is None or name in owner.models for owner in owners)
+                and (endpoints is None or any(r.endpoint.name in endpoints for r in group.routes))
+            ),
+            endpoints,
+        )
 
     def group(self, model: str, key: Key) -> Group:
         """The model a key asked for. Raises ``ModelNotFoundError`` naming those it may use."""
-        group = self.groups.get(model)
-        allowed = key.models
-        if group is None or (allowed is not None and model not in allowed):
+        if model not in self.access(key).models:
             known = self.models_of(key)
             listed = ", ".join(known[:50]) + (f" and {len(known) - 50} more" if len(known) > 50 else "")
             raise errors.ModelNotFoundError(
@@ -283,8 +291,9 @@ class Runtime:
                 field="model",
                 fix=f"Known models: {listed or 'none'}.",
             )
-        return group
+        return self.groups[model]
 
     def models_of(self, key: Key) -> list[str]:
-        """The models that a key may use."""
-        return [name for name in self.groups if key.models is None or name in key.models]
+        """The models that a key may use, in the order of the configuration."""
+        allowed = self.access(key).models
+        return [name for name in self.groups if name in allowed]
