@@ -93,7 +93,7 @@ def books(config: Config) -> Iterator[Fault]:
         )
     if config.ledger.redis is None:
         return
-    if not re.match(r"(rediss?|valkeys?|unix)://.", config.ledger.redis.reveal()):
+    if not re.match(r"(rediss?|unix)://.", config.ledger.redis.reveal()):
         yield Fault(("ledger", "redis"), "not an address of Redis.", "Write `redis://HOST:6379/0`.")
     if kind not in ("postgresql", None):
         yield Fault(
