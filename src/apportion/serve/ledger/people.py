@@ -278,11 +278,11 @@ class People:
 
     def create_budget(self, budget: Budget, actor: str) -> None:
         """Make a budget. Raises `TakenError`."""
-        if budget.name.startswith(("key:", "team:")):
+        if budget.name.startswith(("key:", "team:")) or "@" in budget.name:
             raise PeopleError(
-                f"A budget cannot be called {budget.name!r}: keys and teams name theirs so.",
+                f"A budget cannot be called {budget.name!r}.",
                 field="name",
-                fix=_RENAME,
+                fix="Names with '@', and those that begin with 'key:' or 'team:', are the proxy's own.",
             )
         self._create(budgets, "budget", budget.name, budget, actor)
 
