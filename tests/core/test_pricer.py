@@ -394,3 +394,34 @@ def test_wrong_parameters_are_named() -> None:
         Pricer(outside={"usd": -1.0})
     with pytest.raises(BudgetError, match="same name"):
         Pricer([Budget("b", "usd", 1), Budget("b", "tokens", 1)])
+
+
+def _course(budget: Budget) -> list[tuple[float, str]]:
+    """Prices and their reasons over three days of spending at random."""
+    pricer = Pricer([budget])
+    random = np.random.default_rng(3)
+    found = []
+    for now in 1.7e9 + np.sort(random.random(200)) * 3 * 86400.0:
+        pricer.spend(Cost(tokens=float(random.integers(1, 200))), float(now), float(random.random()))
+        found.append((pricer.prices(float(now))["tokens"], pricer.explain(float(now))))
+    return found
+
+
+def test_a_day_of_the_calendar_prices_like_any_day() -> None:
+    fixed = _course(Budget("b", "tokens", 4000, window_s=86400.0))
+    assert fixed == _course(Budget("b", "tokens", 4000, calendar="day"))
+    assert any(price > 0.0 for price, _ in fixed)
+
+
+def test_a_sliding_window_prices_like_a_bucket_that_gains_as_much() -> None:
+    sliding = _course(Budget("b", "tokens", 4000, window_s=86400.0, sliding=True))
+    bucket = _course(Budget("b", "tokens", 4000, refill_per_s=4000 / 86400.0))
+    assert [price for price, _ in sliding] == pytest.approx([price for price, _ in bucket])
+    assert "of its sliding window is left" in sliding[-1][1]
+
+
+def test_a_month_says_how_much_of_it_is_gone() -> None:
+    pricer = Pricer([Budget("b", "usd", 100, calendar="month")])
+    half = 1_700_000_000.0  # 14 November 2023, 22:13 UTC: 13.93 of 30 days
+    pricer.spend(Cost(usd=25.0), half, 1.0)
+    assert "25% spent with 46% of its window gone" in pricer.explain(half)

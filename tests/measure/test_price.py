@@ -43,20 +43,24 @@ MODELS = [
 
 @st.composite
 def usages(draw: st.DrawFn) -> Usage:
-    """Usages with parts inside their totals; audio and cached input do not overlap."""
+    """Usages with parts inside their totals; audio, images and cached input do not overlap."""
     whole = draw(st.sampled_from([0, 100, 5_000, 150_000, 2_000_000]))
-    parts = [draw(st.integers(0, whole)) for _ in range(4)]
+    parts = [draw(st.integers(0, whole)) for _ in range(5)]
     plain = draw(st.integers(0, 400_000))
-    out, reasoning, audio = (draw(st.integers(0, 100_000)) for _ in range(3))
+    out, reasoning, audio, image = (draw(st.integers(0, 100_000)) for _ in range(4))
     return Usage(
         input_tokens=plain + sum(parts),
         cached_input_tokens=parts[0],
         cache_write_tokens=parts[1],
         cache_write_1h_tokens=parts[2],
         audio_input_tokens=parts[3],
-        output_tokens=out + reasoning + audio,
+        image_input_tokens=parts[4],
+        output_tokens=out + reasoning + audio + image,
         reasoning_tokens=reasoning,
         audio_output_tokens=audio,
+        image_output_tokens=image,
+        web_searches=draw(st.integers(0, 20)),
+        file_searches=draw(st.integers(0, 20)),
     )
 
 
@@ -74,12 +78,14 @@ def table_usage(usage: Usage) -> TableUsage:
         cache_audio_read_tokens=0,
         input_text_tokens=0,
         output_text_tokens=0,
-        input_image_tokens=0,
-        output_image_tokens=0,
+        input_image_tokens=usage.image_input_tokens,
+        output_image_tokens=usage.image_output_tokens,
         cache_image_read_tokens=0,
         input_video_tokens=0,
         output_video_tokens=0,
         output_citation_tokens=0,
+        web_searches=usage.web_searches,
+        storage_searches=usage.file_searches,
     )
 
 
@@ -110,7 +116,9 @@ def test_the_bound_is_never_exceeded(
 ) -> None:
     price = hosted_price(model[1], provider=model[0], at=AT) or FREE
     most = price.most_units(usage.input_tokens + more_in, usage.output_tokens + more_out)
-    assert price.units(usage) <= most
+    fees = usage.web_searches * price.web_search + usage.file_searches * price.file_search
+    assert price.units(usage) <= most + fees
+    usage.web_searches = usage.file_searches = 0
     usage.cache_write_tokens = usage.cache_write_1h_tokens = 0
     most = price.most_units(usage.input_tokens + more_in, usage.output_tokens + more_out, cache_writes=False)
     assert price.units(usage) <= most
@@ -205,6 +213,60 @@ def test_a_variant_is_chosen_by_its_context() -> None:
             different += price.units(usage) != plain.units(usage)
         assert compared > 5
     assert different > 0
+
+
+@pytest.mark.parametrize("key", ["service_tier", "speed"])
+def test_an_answer_is_charged_by_the_service_it_was_served_with(key: str) -> None:
+    at = datetime(2026, 11, 1, tzinfo=UTC)
+    compared = different = 0
+    for provider_id, name in MODELS:
+        provider, info = get_snapshot().find_provider_model(name, None, provider_id, None)
+        price = hosted_price(name, provider=provider_id, at=at)
+        for service in {v.when[key] for v in info.price_variants or () if set(v.when) == {key}}:
+            if price is None:
+                continue
+            usage = Usage(input_tokens=1000, output_tokens=100, cached_input_tokens=10, service=service)
+            expected = info.calc_price(
+                table_usage(usage), provider, genai_request_timestamp=at, price_context={key: service}
+            ).total_price
+            assert Decimal(price.units(usage)) == expected * 10**12, (name, service)
+            most = price.of_service(service).most_units(1000, 100)
+            assert price.units(usage) <= most
+            compared += 1
+            usage.service = ""
+            different += Decimal(price.units(usage)) != expected * 10**12
+    assert compared >= 4
+    assert different >= 4
+
+
+def test_an_unknown_service_costs_what_the_usual_costs() -> None:
+    price = hosted_price("gpt-5", provider="openai", at=AT)
+    assert price is not None
+    assert price.of_service("express") is price.of_service(None) is price.of_service("default") is price
+    usage = Usage(input_tokens=9, output_tokens=1)
+    assert price.units(Usage(input_tokens=9, output_tokens=1, service="express")) == price.units(usage)
+
+
+def test_searches_cost_by_the_call() -> None:
+    price = hosted_price("claude-sonnet-4-5", provider="anthropic", at=AT)
+    assert price is not None
+    plain = Usage(input_tokens=10809, output_tokens=644)
+    searched = Usage(input_tokens=10809, output_tokens=644, web_searches=5)
+    assert price.units(searched) - price.units(plain) == 5 * 10**12 // 100  # $10 a thousand
+
+
+def test_what_the_provider_says_it_charged_is_believed_where_it_does_say_so() -> None:
+    """OpenRouter's price depends on which provider it chose, and its tools have fees of their own."""
+    told = Usage(input_tokens=900, output_tokens=69, billed_units=16_061_400_000)
+    for place, believed in (("openrouter", True), ("openai", False)):
+        model = "openai/gpt-4o-mini" if believed else "gpt-4o-mini"
+        price = hosted_price(model, provider=place, at=AT)
+        assert price is not None
+        silent = Usage(input_tokens=900, output_tokens=69)
+        assert price.units(silent) == 900 * price.input + 69 * price.output != told.billed_units
+        assert price.units(told) == (told.billed_units if believed else price.units(silent))
+    own = TokenPrice.of(input_usd_per_mtok=1, output_usd_per_mtok=1)
+    assert own.units(told) == 969 * 10**6, "a configured price is the operator's word"
 
 
 def test_a_machine_is_charged_by_the_second() -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
+import os
+import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +20,7 @@ from apportion.measure.tokens import (
     BOUND_REQUEST_TOKENS,
     FILE_TOKENS,
     IMAGE_TOKENS,
+    TokenRates,
     Vocabulary,
     estimate_output_tokens,
     estimate_request_tokens,
@@ -22,7 +28,9 @@ from apportion.measure.tokens import (
     most_input_tokens,
     vocabulary_of,
 )
+from apportion.measure.usage import Usage
 
+DATA = Path(os.environ.get("APPORTION_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 SAMPLES = {
     "english": (
         "Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing to do: "
@@ -127,10 +135,128 @@ def test_vocabulary_of(model: str, vocabulary: Vocabulary):
 
 def test_output_estimate():
     assert estimate_output_tokens(0) == 0
-    assert estimate_output_tokens(10) == 3
-    assert estimate_output_tokens(400, 100) == 100
-    assert estimate_output_tokens(400, 2) == 100  # large pieces: not a token each
-    assert estimate_output_tokens(400, 400) == 100  # single characters
+    assert estimate_output_tokens(1) == estimate_output_tokens(4) == 1
+    assert estimate_output_tokens(425) == 100
+    assert estimate_output_tokens(425, 90) == 90
+    assert estimate_output_tokens(600, 100) == 100  # long words are still a token each
+    assert estimate_output_tokens(425, 2) == 100  # large pieces: not a token each
+    assert estimate_output_tokens(300, 100) == 100  # one Chinese character is three bytes
+
+
+def stream(tokens: int, per_event: int = 1, size: int = 4) -> tuple[int, int]:
+    """Events and bytes of an answer that is sent ``per_event`` tokens at a time."""
+    return -(-tokens // per_event), tokens * size
+
+
+@pytest.mark.parametrize("per_event", [1, 2, 5])
+@pytest.mark.parametrize("size", [2, 4, 7])
+def test_streams_are_counted_as_their_upstream_has_reported(per_event: int, size: int):
+    """Whatever it packs into an event: learned from answers that ended, right for those that did not."""
+    rates = TokenRates("m")
+    for tokens in (50, 120, 75, 200, 90):
+        events, answer = stream(tokens, per_event, size)
+        rates.learn(b"", Usage(9, tokens + 1), events, answer)
+    for tokens in (10, 100, 500):
+        assert rates.output_tokens(*stream(tokens, per_event, size)) == pytest.approx(tokens, rel=0.02)
+    if per_event == 1:
+        assert rates.output_tokens(*stream(37, 1, size)) == 37, "the end mark is not in what was cut"
+
+
+def test_events_of_uneven_size_are_counted_by_their_bytes():
+    rates = TokenRates("m")
+    for tokens, events in ((100, 10), (200, 90), (150, 30), (80, 40), (120, 7)):
+        rates.learn(b"", Usage(9, tokens), events, tokens * 3)
+    assert rates.output_tokens(5, 900) == 300
+    assert rates.output_tokens(100, 900) == 300
+
+
+def test_whole_answers_teach_streams():
+    rates = TokenRates("m")
+    for tokens in (50, 120, 75, 200, 90):
+        rates.learn(b"", Usage(9, tokens), 0, tokens * 3)
+    assert rates.output_tokens(20, 900) == 300
+
+
+def test_reasoning_that_is_billed_but_not_sent():
+    rates = TokenRates("o3-mini")
+    for tokens in (60, 120, 80, 200, 90):
+        rates.learn(b"", Usage(9, tokens + 400, reasoning_tokens=400), *stream(tokens))
+    assert rates.output_tokens(*stream(100)) == 500
+    sent = TokenRates("r1")
+    for tokens in (60, 120, 80, 200, 90):
+        sent.learn(b"", Usage(9, tokens, reasoning_tokens=40), *stream(tokens))
+    assert sent.output_tokens(*stream(100)) == 100
+
+
+def test_what_was_counted_here_teaches_nothing():
+    rates, fresh = TokenRates("m"), TokenRates("m")
+    body = json.dumps({"messages": [{"role": "user", "content": SAMPLES["english"]}]}).encode()
+    for _ in range(10):
+        rates.learn(body, Usage(9999, 9999, estimated=True), 5, 20)
+    assert rates.input_tokens(body) == fresh.input_tokens(body)
+    assert rates.output_tokens(50, 200) == fresh.output_tokens(50, 200) == 50
+    assert rates.output_tokens(0, 0) == 0
+    assert rates.quick_input_tokens(4250) == 1000
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.0, 1.6])
+def test_inputs_are_scaled_to_the_model(scale: float):
+    """A vocabulary and a template of its own: learned from texts of one kind, right for others."""
+    rates = TokenRates("m")
+
+    def request(sample: str) -> tuple[bytes, int]:
+        body = json.dumps({"messages": [{"role": "user", "content": SAMPLES[sample]}]}).encode()
+        return body, round(COUNTS[sample][0] * scale) + 8
+
+    for _ in range(10):
+        for sample in ("english", "python", "json"):
+            body, true = request(sample)
+            rates.learn(body, Usage(true, 1))
+    for sample in ("german", "english", "python"):
+        body, true = request(sample)
+        assert rates.input_tokens(body) == pytest.approx(true, rel=0.16)
+    english, true = request("english")
+    assert rates.quick_input_tokens(len(english)) == pytest.approx(true, rel=0.35)
+
+
+@pytest.mark.parametrize("body", [b"", b"not JSON", b"[1, 2]", b"[" * 100_000, b"{}", b'{"messages": 7}'])
+def test_no_body_breaks_a_count(body: bytes):
+    rates = TokenRates("m")
+    rates.learn(body, Usage(10, 10), 3, 30)
+    assert rates.input_tokens(body) >= 1
+
+
+def test_of_a_long_request_only_a_part_is_looked_at():
+    text = " ".join(SAMPLES[s] for s in ("english", "python", "json", "german")) * 200
+    body = {"messages": [{"role": "user", "content": text}]}
+    whole = estimate_request_tokens(body)
+    assert estimate_request_tokens(body, most_chars=8192) == pytest.approx(whole, rel=0.1)
+    assert estimate_request_tokens(body, most_chars=len(text) + 1) == whole
+
+
+@pytest.mark.parametrize("model", ["claude-3-haiku-20240307", "gemini-2.0-flash-001"])
+def test_inputs_of_real_reports(model: str):
+    """Question lengths and reported tokens of RouterArena, 76 kinds of tasks: the errors that are claimed."""
+    file = DATA / "routerarena_2_models" / "outcomes.csv.gz"
+    if not file.is_file():
+        pytest.skip(f"no {file.name}: set APPORTION_DATA to the data folder")
+    with gzip.open(file, "rt") as lines:
+        rows = [r for r in csv.DictReader(lines) if r["model"] == model and int(r["input_tokens"]) > 2]
+    random.Random(0).shuffle(rows)
+    rates = TokenRates(model)
+    errors, fixed = [], []
+    total = estimated = 0
+    for row in rows:
+        size, true = int(row["question_chars"]), int(row["input_tokens"])
+        guess = rates.quick_input_tokens(size)
+        errors.append(abs(guess / true - 1))
+        fixed.append(abs(size / 4 / true - 1))
+        total, estimated = total + true, estimated + guess
+        rates.learn(b" " * size, Usage(true, 1))
+    assert sum(errors) / len(errors) < (0.16 if "claude" in model else 0.085)
+    assert abs(estimated / total - 1) < 0.04
+    if "gemini" in model:
+        assert sum(errors) < sum(fixed) / 2
 
 
 # --- requests -------------------------------------------------------------------------------------

@@ -21,9 +21,11 @@ from apportion.serve.wire import (
     StreamReader,
     dumps,
     loads,
+    merge_messages_usage,
     read_error,
     read_usage,
     stream_reader,
+    usage_of,
 )
 
 
@@ -94,7 +96,26 @@ def test_chat_usage_is_found_wherever_it_is(event: bytes, expected: Kind, before
     assert (reader.usage.input_tokens, reader.usage.output_tokens) == (9, 12)
 
 
-@pytest.mark.parametrize("usage", [None, {}, [], 3, "x", {"prompt_tokens": 0, "completion_tokens": 0}])
+NO_USAGE = [
+    None,
+    {},
+    [],
+    3,
+    "x",
+    {"prompt_tokens": 0, "completion_tokens": 0},
+    {"prompt_tokens": -4, "completion_tokens": 2},
+    {"prompt_tokens": 4, "completion_tokens": -2, "total_tokens": 2},
+    {"prompt_tokens": 4, "completion_tokens": 10**9, "total_tokens": 10**9 + 4},
+    {"prompt_tokens": 10**30, "completion_tokens": 2},
+    {"prompt_tokens": 1e300, "completion_tokens": 2},
+    {"prompt_tokens": "many", "completion_tokens": "few"},
+    {"prompt_tokens": True, "completion_tokens": False},
+    {"prompt_tokens": [9], "completion_tokens": {"n": 12}},
+    {"prompt_tokens": 9, "completion_tokens": 12, "prompt_tokens_details": {"cached_tokens": -1}},
+]
+
+
+@pytest.mark.parametrize("usage", NO_USAGE)
 def test_usage_that_says_nothing_is_none(usage: Any):
     reader = stream_reader("chat")
     feed(reader, chunk(choices=[], usage=USAGE_OBJECT), chunk(usage=usage))
@@ -104,11 +125,107 @@ def test_usage_that_says_nothing_is_none(usage: Any):
     assert fresh.usage is None
 
 
+@pytest.mark.parametrize("usage", NO_USAGE)
+def test_a_body_whose_usage_says_nothing_is_counted(usage: Any):
+    body = {"choices": [{"message": {"content": "x" * 40}, "finish_reason": "stop"}], "usage": usage}
+    assert read_usage("chat", json.dumps(body).encode()) == (None, "stop", 40)
+
+
 def test_continuous_usage_keeps_the_latest():
     reader = stream_reader("chat")
     for n in range(1, 5):
         feed(reader, chunk({"content": "a"}, usage={"prompt_tokens": 3, "completion_tokens": n}))
-    assert reader.usage == Usage(input_tokens=3, output_tokens=4)
+        assert reader.usage == Usage(input_tokens=3, output_tokens=n)
+        assert reader.usage_final  # were the stream cut here, nothing would have to be counted
+
+
+def test_usage_of_a_first_chunk_is_not_of_what_follows():
+    reader = stream_reader("chat")
+    feed(reader, chunk({"role": "assistant"}, usage={"prompt_tokens": 9, "completion_tokens": 0}))
+    feed(reader, chunk({"content": "a"}, usage={"prompt_tokens": 9, "completion_tokens": 1}))
+    assert reader.usage_final
+    feed(reader, chunk({"content": "b"}), chunk({"content": "c"}))
+    assert not reader.usage_final
+    assert reader.usage == Usage(9, 1)
+    feed(reader, chunk(finish="stop"), chunk(choices=[], usage={**USAGE_OBJECT, "completion_tokens": 3}))
+    assert reader.usage_final
+
+
+@pytest.mark.parametrize("dialect", ["chat", "messages", "responses"])
+def test_no_output_reported_for_an_answer_covers_nothing(dialect: str):
+    zero = {"input_tokens": 9, "output_tokens": 0}
+    events = {
+        "chat": [chunk({"content": "text"}), chunk(finish="stop", usage=zero), b"[DONE]"],
+        "messages": [
+            {"type": "message_start", "message": {"usage": zero}},
+            {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "text"}},
+            {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": zero},
+        ],
+        "responses": [
+            {"type": "response.output_text.delta", "delta": "text"},
+            {"type": "response.completed", "response": {"usage": zero}},
+        ],
+    }[dialect]
+    reader = stream_reader(dialect)
+    feed(reader, *events)
+    assert not reader.usage_final
+    assert reader.usage == Usage(9, 0)
+    bodies = {
+        "chat": {"choices": [{"message": {"content": "text"}}]},
+        "messages": {"content": [{"type": "text", "text": "text"}]},
+        "responses": {"output": [{"type": "message", "content": [{"type": "output_text", "text": "text"}]}]},
+    }
+    usage = read_usage(dialect, json.dumps({**bodies[dialect], "usage": zero}).encode())[0]
+    assert usage == Usage(9, 1, estimated=True)
+
+
+def test_llama_cpp_timings_are_final():
+    reader = stream_reader("chat")
+    feed(reader, *[chunk({"content": "a"})] * 3)
+    feed(reader, chunk(finish="length", timings={"cache_n": 4, "prompt_n": 5, "predicted_n": 3}))
+    assert (reader.usage, reader.usage_final) == (Usage(9, 3, 4), True)
+
+
+@pytest.mark.parametrize(("tier", "service"), [("priority", "priority"), ("flex", "flex"), ("default", "")])
+def test_the_class_of_service_is_read_whole_and_streamed(tier: str, service: str):
+    body = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}], "usage": USAGE_OBJECT}
+    whole = read_usage("chat", json.dumps({**body, "service_tier": tier}).encode())[0]
+    assert whole == Usage(9, 12, service=service)
+    reader = stream_reader("chat")
+    feed(reader, chunk({"role": "assistant"}, service_tier=tier), chunk({"content": "hi"}, service_tier=tier))
+    feed(reader, chunk(finish="stop"), chunk(choices=[], usage=USAGE_OBJECT))
+    assert reader.usage == whole
+    response = {
+        "status": "completed",
+        "service_tier": tier,
+        "usage": {"input_tokens": 9, "output_tokens": 12},
+    }
+    assert read_usage("responses", json.dumps({**response, "output": []}).encode())[0] == whole
+    reader = stream_reader("responses")
+    feed(reader, {"type": "response.created", "response": {"service_tier": "auto"}})
+    feed(reader, {"type": "response.completed", "response": response})
+    assert reader.usage == whole
+
+
+def test_searches_are_counted_whole_and_streamed():
+    items = [
+        {"type": "web_search_call", "id": "a", "status": "completed", "action": {"type": "search"}},
+        {"type": "web_search_call", "id": "b", "status": "completed", "action": {"type": "open_page"}},
+        {"type": "web_search_call", "id": "c", "status": "completed"},
+        {"type": "file_search_call", "id": "d", "status": "completed", "queries": []},
+        {"type": "message", "content": [{"type": "output_text", "text": "found"}]},
+    ]
+    usage = {"input_tokens": 900, "output_tokens": 12}
+    expected = Usage(900, 12, web_searches=2, file_searches=1)
+    body = {"status": "completed", "output": items, "usage": usage}
+    assert read_usage("responses", json.dumps(body).encode())[0] == expected
+    assert read_usage("responses", json.dumps({**body, "status": 7}).encode())[0] == expected
+    reader = stream_reader("responses")
+    for item in items:
+        feed(reader, {"type": "response.output_item.added", "item": {**item, "status": "in_progress"}})
+        feed(reader, {"type": "response.output_item.done", "item": item})
+    feed(reader, {"type": "response.completed", "response": {"output": items, "usage": usage}})
+    assert reader.usage == expected
 
 
 @pytest.mark.parametrize(
@@ -152,7 +269,70 @@ def test_continuous_usage_keeps_the_latest():
             },
             Usage(10, 32, reasoning_tokens=30),
         ),
-        ({"prompt_tokens": -4, "completion_tokens": 2}, Usage(0, 2)),
+        # cached input left out of the input but kept in the total, or larger than it
+        (
+            {
+                "prompt_tokens": 20,
+                "completion_tokens": 3,
+                "total_tokens": 123,
+                "prompt_tokens_details": {"cached_tokens": 100},
+            },
+            Usage(120, 3, 100),
+        ),
+        ({"prompt_tokens": 20, "completion_tokens": 3, "cache_read_input_tokens": 100}, Usage(120, 3, 100)),
+        # reasoning and citations that Perplexity bills beside the answer
+        (
+            {
+                "prompt_tokens": 33,
+                "completion_tokens": 7163,
+                "total_tokens": 7196,
+                "citation_tokens": 20016,
+                "num_search_queries": 18,
+                "reasoning_tokens": 73995,
+                "cost": {"input_tokens_cost": 0.0, "total_cost": 0.409},
+            },
+            Usage(33, 101174, reasoning_tokens=73995, web_searches=18, billed_units=409_000_000_000),
+        ),
+        # what OpenRouter charged; with a key of one's own, its fee and the provider's price
+        (
+            {"prompt_tokens": 9, "completion_tokens": 1, "cost": 4.1e-05, "cost_details": {}},
+            Usage(9, 1, billed_units=41_000_000),
+        ),
+        (
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 1,
+                "cost": 0.000002,
+                "is_byok": True,
+                "cost_details": {"upstream_inference_cost": 0.00004},
+            },
+            Usage(9, 1, billed_units=42_000_000),
+        ),
+        # xAI's ticks of 10^-10 dollars
+        (
+            {"prompt_tokens": 9, "completion_tokens": 1, "cost_in_usd_ticks": 37756000},
+            Usage(9, 1, billed_units=3_775_600_000),
+        ),
+        (
+            {
+                "prompt_tokens": 900,
+                "completion_tokens": 1300,
+                "prompt_tokens_details": {"image_tokens": 258},
+                "completion_tokens_details": {"image_tokens": 1290},
+                "server_tool_use": {"web_search_requests": 2},
+            },
+            Usage(900, 1300, image_input_tokens=258, image_output_tokens=1290, web_searches=2),
+        ),
+        # parts that make no sense are left out, the whole stands
+        (
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 4,
+                "prompt_tokens_details": {"audio_tokens": 10, "image_tokens": -3},
+                "cost": -1,
+            },
+            Usage(9, 4),
+        ),
     ],
 )
 def test_openai_usage_in_our_terms(raw: dict[str, Any], usage: Usage):
@@ -412,6 +592,112 @@ def test_messages_usage_merges_what_each_event_names():
     assert reader.usage == Usage(7, 3)
     feed(reader, {"type": "message_delta", "delta": {}, "usage": {"input_tokens": None, "output_tokens": 5}})
     assert reader.usage == Usage(7, 5)
+
+
+MESSAGES_END = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}
+
+
+def messages_reader(*usages: dict[str, Any]) -> StreamReader:
+    reader = stream_reader("messages")
+    feed(reader, {"type": "message_start", "message": {"model": "m", "usage": usages[0]}})
+    feed(reader, *({**MESSAGES_END, "usage": usage} for usage in usages[1:]))
+    return reader
+
+
+@pytest.mark.parametrize(
+    ("usages", "expected"),
+    [
+        # server tools read and write more than the first event knew (field 18)
+        (
+            [
+                {"input_tokens": 10, "cache_creation_input_tokens": 1000, "output_tokens": 1},
+                {
+                    "input_tokens": 12,
+                    "cache_creation_input_tokens": 5000,
+                    "cache_read_input_tokens": 7000,
+                    "output_tokens": 40,
+                    "server_tool_use": {"web_search_requests": 3},
+                },
+            ],
+            Usage(12012, 40, 7000, 5000, web_searches=3),
+        ),
+        # ... and what is written later is kept as long as what the split was told of
+        (
+            [
+                {
+                    "input_tokens": 10,
+                    "cache_creation_input_tokens": 1000,
+                    "cache_creation": {"ephemeral_1h_input_tokens": 1000, "ephemeral_5m_input_tokens": 0},
+                },
+                {"cache_creation_input_tokens": 5000, "output_tokens": 40},
+            ],
+            Usage(5010, 40, 0, 0, 5000),
+        ),
+        # input counts that are put right at the end, or repeated as zeros
+        (
+            [{"input_tokens": 100}, {"input_tokens": 20, "cache_read_input_tokens": 80, "output_tokens": 5}],
+            Usage(100, 5, 80),
+        ),
+        (
+            [{"input_tokens": 20, "cache_read_input_tokens": 80}, {"input_tokens": 0, "output_tokens": 5}],
+            Usage(100, 5, 80),
+        ),
+        # cumulative, in several events
+        ([{"input_tokens": 7, "output_tokens": 1}, {"output_tokens": 3}, {"output_tokens": 9}], Usage(7, 9)),
+        # compaction is billed beside the totals; an advisor is another model, so its price is a guess
+        (
+            [
+                {
+                    "input_tokens": 100,
+                    "output_tokens": 10,
+                    "iterations": [
+                        {"type": "compaction", "input_tokens": 5000, "output_tokens": 300},
+                        {"type": "message", "input_tokens": 100, "output_tokens": 10},
+                    ],
+                }
+            ],
+            Usage(5100, 310),
+        ),
+        (
+            [
+                {
+                    "input_tokens": 100,
+                    "output_tokens": 10,
+                    "iterations": [
+                        {
+                            "type": "advisor_message",
+                            "model": "dearer",
+                            "input_tokens": 50,
+                            "cache_read_input_tokens": 20,
+                            "output_tokens": 7,
+                        },
+                        {"type": "message", "input_tokens": 100, "output_tokens": 10},
+                    ],
+                }
+            ],
+            Usage(170, 17, 20, estimated=True),
+        ),
+        (
+            [{"input_tokens": 7, "output_tokens": 2, "service_tier": "standard", "speed": "fast"}],
+            Usage(7, 2, service="fast"),
+        ),
+        (
+            [{"input_tokens": 7, "output_tokens": 2, "output_tokens_details": {"thinking_tokens": 1}}],
+            Usage(7, 2, reasoning_tokens=1),
+        ),
+        ([{"input_tokens": 7, "output_tokens": -2}], None),
+        ([{"input_tokens": 10**12, "output_tokens": 2}], None),
+        ([{"input_tokens": 7, "cache_read_input_tokens": -7, "output_tokens": 2}], None),
+    ],
+)
+def test_messages_usage_whole_and_streamed(usages: list[dict[str, Any]], expected: Usage | None):
+    assert messages_reader(*usages).usage == expected
+    told: dict[str, Any] = {}
+    for usage in usages:
+        told = merge_messages_usage(told, usage)
+    assert usage_of("messages", told) == expected
+    whole = {"content": [], "stop_reason": "end_turn", "usage": told}
+    assert read_usage("messages", json.dumps(whole).encode())[0] == expected
 
 
 def test_messages_types_that_surprise():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,8 +11,13 @@ import click
 from apportion.cli.start import DEFAULT_FILE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from apportion.measure.price import MachinePrice, TokenPrice
-    from apportion.serve.config.schema import Budget, Config, Model
+    from apportion.serve.config.schema import Budget, Config, Key, Model, Team
+
+
+_BOOKS = ("url", "redis", "durability", "when_lost", "journal")
 
 
 @click.command("check")
@@ -35,23 +41,31 @@ def command(file: str, json_: bool) -> None:
             raise
         as_json({"file": file, "valid": False, "problems": msgspec.to_builtins(error.problems)})
         sys.exit(1)
-    report = meaning(config)
+    report = meaning(config, time.time())
     if json_:
         as_json({"file": file, "valid": True, **report})
     else:
         _show(file, report)
 
 
-def meaning(config: Config) -> dict[str, Any]:
-    """What a valid configuration means: models with their endpoints and prices, budgets, keys, and notes."""
+def meaning(config: Config, now: float) -> dict[str, Any]:
+    """What a valid configuration means: models with their endpoints and prices, who may spend what, where the books
+    are, and notes. ``now`` (Unix seconds) tells which keys have expired.
+    """
     models = [_model(config, name, model) for name, model in config.models.items()]
-    budgets = [_budget(budget) for budget in config.all_budgets()]
     return {
         "listen": f"{config.listen.host}:{config.listen.port}",
+        "organisation": config.organisation,
         "models": models,
-        "budgets": budgets,
+        "budgets": [_budget(budget) for budget in config.all_budgets()],
+        "limits": [
+            *(_limits(f"team:{name}", team) for name, team in config.teams.items()),
+            *(_limits(f"key:{key.name}", key) for key in config.keys),
+        ],
+        "teams": list(config.teams),
         "keys": [key.name for key in config.keys],
-        "notes": list(_notes(config, models)),
+        "ledger": _ledger(config),
+        "notes": [*_notes(config, models), *_people_notes(config, now)],
     }
 
 
@@ -98,14 +112,46 @@ def _price(price: TokenPrice | MachinePrice | None) -> dict[str, float] | None:
 
 
 def _budget(budget: Budget) -> dict[str, Any]:
+    dated = isinstance(budget.window, str)
     return {
         "name": budget.name,
         "resource": budget.resource,
         "amount": budget.amount,
-        "window_s": budget.window,
+        "window_s": None if dated else budget.window,
+        "calendar": budget.window if dated else None,
+        "time_zone": budget.time_zone if dated else None,
+        "sliding": budget.sliding,
         "refill_per_s": budget.refill_per_s,
         "scope": budget.scope,
         "hard": budget.hard,
+        "overdraft": budget.overdraft,
+    }
+
+
+def _limits(scope: str, owner: Key | Team) -> dict[str, Any]:
+    limits = owner.limits
+    return {
+        "scope": scope,
+        "requests_per_minute": limits.requests_per_minute,
+        "tokens_per_minute": limits.tokens_per_minute,
+        "parallel": limits.parallel,
+    }
+
+
+def _ledger(config: Config) -> dict[str, Any]:
+    """Where the books are, without passwords; looking makes no directory."""
+    from apportion.serve.config import state
+
+    ledger = config.ledger
+    url = state.default_url(create=False) if ledger.url is None else ledger.url.reveal()
+    return {
+        "url": state.shown(url),
+        "redis": None if ledger.redis is None else state.shown(ledger.redis.reveal()),
+        "durability": ledger.durability,
+        "when_lost": ledger.when_lost,
+        "lease_s": ledger.lease_s,
+        "commit_s": ledger.commit_s,
+        "journal": None if url == "memory" else ledger.journal or str(state.location() / "journal"),
     }
 
 
@@ -129,9 +175,26 @@ def _notes(config: Config, models: list[dict[str, Any]]) -> list[str]:
         unrated = [target.endpoint for target in model.endpoints if target.quality is None]
         if model.policy.name == "route/priced" and len(model.endpoints) > 1 and unrated:
             notes.append(f"{name}: route/priced knows no `quality` of {', '.join(unrated)}.")
-    if not config.keys:
-        notes.append("There are no keys: everybody on this machine may use the proxy.")
     return notes
+
+
+def _people_notes(config: Config, now: float) -> Iterator[str]:
+    """What is valid about keys, end users and books, but may surprise."""
+    from apportion.serve.config.units import show_moment
+
+    if not config.auth.required:
+        yield "No key is needed: everybody on this machine may use the proxy."
+    elif not config.keys:
+        yield "There are no keys here: requests need one that is made with `apportion keys create`."
+    for key in config.keys:
+        if key.expires is not None and key.expires <= now:
+            yield f"The key {key.name} has expired ({show_moment(key.expires)})."
+    kinds = {budget.scope.partition(":")[0] for budget in config.all_budgets()}
+    for kind, name in (("user", "end user"), ("session", "session")):
+        if kind in kinds:
+            yield f"A request that names no {name} falls under no budget of scope `{kind}`."
+    if config.ledger.url is not None and config.ledger.url.reveal() == "memory":
+        yield "The books are in memory: every start begins all budgets anew."
 
 
 def _show(file: str, report: dict[str, Any]) -> None:
@@ -147,16 +210,42 @@ def _show(file: str, report: dict[str, Any]) -> None:
             rows.append((*first, endpoint["endpoint"], endpoint["kind"], endpoint["model"], price, quality))
             first = ("", "")
     table("Models", ("model", "policy", "endpoint", "kind", "model there", "price, USD", "quality"), rows)
-    budgets = []
-    for budget in report["budgets"]:
-        every = f"refilled {budget['refill_per_s']:g}/s" if budget["refill_per_s"] else "for ever"
-        every = f"every {show_duration(budget['window_s'])}" if budget["window_s"] else every
-        amount = f"{budget['amount']:g} {budget['resource']}"
-        budgets.append((budget["name"], amount, every, budget["scope"], "hard" if budget["hard"] else "soft"))
+    budgets = [
+        (b["name"], f"{b['amount']:g} {b['resource']}", _window(b), b["scope"], _strictness(b))
+        for b in report["budgets"]
+    ]
     table("Budgets", ("name", "amount", "window", "scope", ""), budgets)
+    rates = ("requests_per_minute", "tokens_per_minute", "parallel")
+    limits = [
+        (entry["scope"], *("" if entry[name] is None else f"{entry[name]}" for name in rates))
+        for entry in report["limits"]
+        if any(entry[name] is not None for name in rates)
+    ]
+    table("Limits", ("of", "requests a minute", "tokens a minute", "parallel"), limits)
+    ledger = report["ledger"]
+    books = [(name, str(ledger[name])) for name in _BOOKS if ledger[name] is not None]
+    table("Books", ("", ""), [*books, ("lease", show_duration(ledger["lease_s"]))])
     for note in report["notes"]:
         click.echo(f"{click.style('note:', fg='yellow')} {note}")
     click.echo(f"{click.style('ok:', fg='green')} {file} is valid; it listens on {report['listen']}.")
+
+
+def _window(budget: dict[str, Any]) -> str:
+    from apportion.serve.config.units import show_duration
+
+    if budget["refill_per_s"]:
+        return f"refilled {budget['refill_per_s']:g}/s"
+    if budget["calendar"]:
+        return f"each {budget['calendar']} ({budget['time_zone']})"
+    if budget["window_s"]:
+        return f"{'any' if budget['sliding'] else 'every'} {show_duration(budget['window_s'])}"
+    return "" if budget["scope"] == "request" or budget["resource"] == "parallel" else "for ever"
+
+
+def _strictness(budget: dict[str, Any]) -> str:
+    if budget["overdraft"]:
+        return f"hard, overdraft {budget['overdraft']:g}"
+    return "hard" if budget["hard"] else "soft"
 
 
 def _policy(model: dict[str, Any]) -> str:

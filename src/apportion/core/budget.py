@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import UTC
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, Self
 
+from apportion.core import calendar as dates
 from apportion.core.errors import AmountError, BudgetError, SavedStateError
 from apportion.core.resource import Resource, resource
+from apportion.core.sliding import Sliding
 
 _NS = 10**9
 
@@ -18,16 +22,21 @@ _NS = 10**9
 class Budget:
     """``amount`` of ``resource`` (in its unit) that ``scope`` may spend.
 
-    Three kinds:
+    Five kinds:
 
-    - ``window_s`` and ``refill_per_s`` None: the amount is for ever;
-    - ``window_s`` set: the amount is anew in each window ``[origin_s + k * window_s, origin_s + (k+1) *
+    - no ``window_s``, ``calendar`` or ``refill_per_s``: the amount is for ever;
+    - ``window_s``: the amount is anew in each window ``[origin_s + k * window_s, origin_s + (k+1) *
       window_s)``; with the default origin and Unix time, 86400 means days of UTC;
-    - ``refill_per_s`` set: a bucket that holds at most ``amount``, starts full and gains so much a second.
+    - ``window_s`` and ``sliding``: in no interval of that length is more than the amount spent; what is spent
+      gives its room back after ``window_s`` and at most a sixtieth more;
+    - ``calendar``: the amount is anew with each day, week (from Monday) or month of ``time_zone``, a name of
+      the IANA database; times are Unix times;
+    - ``refill_per_s``: a bucket that holds at most ``amount``, starts full and gains so much a second.
 
-    A hard budget is never overspent: what could break it is refused. A soft one only moves prices.
-    ``scope`` says who shares it ("all", "team", "key", ...); what a scope means is the business of
-    whoever keeps the ledger.
+    A hard budget is never overspent: what could break it is refused. As long as anything is left, up to
+    ``overdraft`` (in the unit) more than that may be taken; the next window pays for it, or the refill.
+    A soft budget only moves prices. ``scope`` says who shares it ("all", "team", "key", ...); what a scope
+    means is the business of whoever keeps the ledger.
     """
 
     name: str
@@ -38,6 +47,10 @@ class Budget:
     scope: str = "all"
     hard: bool = True
     origin_s: float = 0.0
+    calendar: dates.Calendar | None = None
+    time_zone: str = "UTC"
+    sliding: bool = False
+    overdraft: float | Decimal = 0
 
     def __post_init__(self) -> None:
         resource(self.resource)
@@ -55,6 +68,25 @@ class Budget:
             )
         if not -1e15 <= self.origin_s <= 1e15:
             raise self._wrong("origin_s", "a time in seconds")
+        self._check_window()
+        if not _finite(self.overdraft):
+            raise self._wrong("overdraft", "a finite number of zero or more")
+
+    def _check_window(self) -> None:
+        if self.calendar is not None:
+            if self.calendar not in dates.CALENDARS:
+                raise self._wrong("calendar", "'day', 'week', 'month' or None")
+            for other in ("window_s", "refill_per_s"):
+                if getattr(self, other) is not None:
+                    raise BudgetError(
+                        f"Budget {self.name!r} has both calendar and {other}.", field=other, fix="Keep one."
+                    )
+        if dates.zone(self.time_zone) is None:
+            raise self._wrong("time_zone", "a time zone that this machine knows, such as 'Europe/Berlin'")
+        if self.sliding and self.window_s is None:
+            raise BudgetError(
+                f"Budget {self.name!r} is sliding, but has no length.", field="sliding", fix="Give window_s."
+            )
 
     def _wrong(self, field: str, allowed: str) -> BudgetError:
         return BudgetError(
@@ -67,12 +99,38 @@ class Budget:
         """The resource itself, with its unit."""
         return resource(self.resource)
 
+    @property
+    def length_s(self) -> float | None:
+        """Length of the window in seconds, of a ``calendar`` the mean one; None without a window."""
+        return dates.CALENDARS[self.calendar] if self.calendar is not None else self.window_s
+
     def window(self, now: float) -> tuple[float, float]:
-        """Start and end, in seconds, of the window that ``now`` falls in; endless without ``window_s``."""
-        if self.window_s is None:
+        """Start and end, in seconds, of the window that ``now`` falls in; endless without one. A ``sliding``
+        one ends now.
+        """
+        if self.calendar is None and self.window_s is None:
             return (-math.inf, math.inf)
-        k = math.floor((now - self.origin_s) / self.window_s)
-        return (self.origin_s + k * self.window_s, self.origin_s + (k + 1) * self.window_s)
+        if self.sliding and self.window_s is not None:
+            return (now - self.window_s, now)
+        number = self.number(now)
+        return (self.start_s(number), self.start_s(number + 1))
+
+    def number(self, now: float) -> int:
+        """Which window, counted without gaps, ``now`` falls in; for a budget with windows that do not slide."""
+        if self.calendar is not None:
+            return dates.index(self.calendar, dates.zone(self.time_zone) or UTC, now)
+        return math.floor((now - self.origin_s) / (self.window_s or math.inf))
+
+    def start_s(self, number: int) -> float:
+        """When window ``number`` starts, and the one before it ends."""
+        if self.calendar is not None:
+            return dates.start_s(self.calendar, dates.zone(self.time_zone) or UTC, number)
+        return self.origin_s + number * (self.window_s or math.inf)
+
+    @property
+    def turns(self) -> bool:
+        """Whether the amount is anew at the ends of windows: neither for ever, nor sliding, nor refilled."""
+        return self.calendar is not None or (self.window_s is not None and not self.sliding)
 
 
 def _finite(number: float | Decimal) -> bool:
@@ -89,20 +147,28 @@ class Account:
     ends keeps its room in the next. Should something cost more than was reserved, and more than is left
     of a hard budget, the balance stays at zero and the excess (`overrun_units`) is paid first out of what
     comes next. Time that runs backwards counts as standing still.
+
+    ``lend`` gives units to somebody who reserves and spends them elsewhere and says so later, with ``move``.
+    What is lent counts as if reserved. A bucket holds at most its amount together with what is lent of it, so
+    that lending allows no larger bursts.
     """
 
     __slots__ = (
         "_amount",
         "_at",
+        "_before",
         "_end",
         "_forgiven",
         "_hard",
         "_level",
+        "_overdraft",
         "_part",
         "_per",
         "_rate",
+        "_sliding",
         "_windows",
         "budget",
+        "lent_units",
         "reserved_units",
         "resource",
         "spent_units",
@@ -114,18 +180,24 @@ class Account:
         unit = budget.unit
         self._hard = budget.hard
         self._amount = unit.to_units(budget.amount)
+        self._overdraft = unit.to_units(budget.overdraft)
         self._level = self._amount
-        """What may still be reserved; below zero only by an overrun, or in a soft budget."""
+        """What may still be reserved; below zero only by an overrun or overdraft, or in a soft budget."""
         self.reserved_units = 0
+        self.lent_units = 0
         self.spent_units = 0
         """Settled since the account was opened."""
+        self._before = 0
+        """Of that, what was spent before the present window."""
         self._forgiven = 0
         """Of the overrun, what the next window does not pay for: a smaller budget made it, no spending."""
         self._windows: int | None = None
-        self._end = -math.inf if budget.window_s is not None else math.inf
+        self._end = -math.inf if budget.turns else math.inf
+        """When the account next needs a look: the window ends, or a part of a sliding one."""
         self._at: int | None = None
         self._part = 0
         self._rate, self._per = _rate(budget)
+        self._sliding = _sliding(budget, self._amount)
 
     def reserve(self, amount_units: int, now: float) -> bool:
         """Hold ``amount_units``; False, and nothing held, if a hard budget has not so much available.
@@ -138,10 +210,24 @@ class Account:
             self._refill(now)
         elif now >= self._end:
             self._turn(now)
-        if amount_units > self._level and amount_units and self._hard:
+        level = self._level
+        if (
+            amount_units > level
+            and amount_units
+            and self._hard
+            and (level <= 0 or amount_units > level + self._overdraft)
+        ):
             return False
-        self._level -= amount_units
+        self._level = level - amount_units
         self.reserved_units += amount_units
+        return True
+
+    def lend(self, amount_units: int, now: float) -> bool:
+        """Like `reserve`, for somebody else to spend; `move` takes it back."""
+        if not self.reserve(amount_units, now):
+            return False
+        self.reserved_units -= amount_units
+        self.lent_units += amount_units
         return True
 
     def spend(self, amount_units: int, now: float) -> bool:
@@ -150,20 +236,17 @@ class Account:
             return False
         self.reserved_units -= amount_units
         self.spent_units += amount_units
+        if self._sliding is not None:
+            self._slide_in(amount_units, now)
         return True
 
     def refund(self, amount_units: int, now: float) -> None:
         """Take a `spend` of ``amount_units`` back. What an earlier window spent gives nothing to this one."""
         if not 0 <= amount_units <= self.spent_units:
             _whole(amount_units)
-            raise AmountError(
-                f"Account {self.budget.name!r} has spent {self.spent_units} units, not {amount_units}.",
-                field="amount_units",
-            )
+            raise self._short(amount_units, self.spent_units, "has spent", "amount_units")
         self._advance(now)
-        self.spent_units -= amount_units
-        room = self._amount if self._rate else self._amount - self.reserved_units
-        self._level = min(self._level + amount_units, room)
+        self._refund(amount_units)
 
     def settle(self, reserved_units: int, actual_units: int, now: float) -> None:
         """Turn a reservation of ``reserved_units`` into a cost of ``actual_units``."""
@@ -175,62 +258,110 @@ class Account:
         # A bucket is not refilled here: what it gained since counts at the next look, as if the reservation
         # had been spent when it was made.
         self.reserved_units -= reserved_units
-        level = self._level + reserved_units
-        if self._rate and level > self._amount:
-            level = self._amount
-        self._level = level - actual_units
+        level = self._level + reserved_units - actual_units
+        if self._rate and level > self._amount - self.lent_units:
+            level = self._amount - self.lent_units
+        self._level = level
         self.spent_units += actual_units
+        if self._sliding is not None:
+            self._slide_in(actual_units, now)
 
     def release(self, reserved_units: int, now: float) -> None:
         """Give a reservation back unspent."""
         self.settle(reserved_units, 0, now)
 
+    def move(self, *, lent: int = 0, reserved: int = 0, spent: int = 0, now: float) -> None:
+        """Change what is lent, reserved and spent by so many units each, all at once; never refused.
+
+        For what somebody else has done with units that he was lent: ``lent=-5, reserved=5`` is his
+        reservation, ``reserved=-5, spent=3`` its settlement. What the three take together is taken from what is
+        available, even if there is less, as in `settle`; what they give is given back. ``spent`` below zero is
+        a `refund`. Raises `AmountError`, and changes nothing, if less than none would be left of one of them.
+        """
+        for delta, have, verb, field in (
+            (lent, self.lent_units, "has lent", "lent"),
+            (reserved, self.reserved_units, "holds", "reserved"),
+            (spent, self.spent_units, "has spent", "spent"),
+        ):
+            if have + delta < 0:
+                raise self._short(-delta, have, verb, field)
+        self._advance(now)
+        self.lent_units += lent
+        self.reserved_units += reserved
+        self._level -= lent + reserved
+        if spent < 0:
+            self._refund(-spent)
+        else:
+            self._level -= spent
+            self.spent_units += spent
+            if self._sliding is not None:
+                self._slide_in(spent, now)
+        if self._rate:
+            self._level = min(self._level, self._amount - self.lent_units)
+
     @property
     def level_units(self) -> int:
-        """What was available when the account last changed; cheaper than `available_units`, and older."""
+        """What was left when the account last changed, without any overdraft; cheaper than `available_units`,
+        and older.
+        """
         return self._level
 
     def available_units(self, now: float) -> int:
-        """What may be reserved now. Never below zero for a hard budget; a soft one shows its excess as
-        negative.
+        """What may be reserved now, with the overdraft. Never below zero for a hard budget; a soft one shows
+        its excess as negative.
         """
         self._advance(now)
-        return max(0, self._level) if self.budget.hard else self._level
+        if not self._hard:
+            return self._level
+        return self._level + self._overdraft if self._level > 0 else 0
 
     def balance_units(self, now: float) -> int:
-        """What has not been spent: available or reserved. Never below zero for a hard budget."""
+        """What has not been spent: left, reserved or lent. Never below zero for a hard budget."""
         self._advance(now)
-        balance = self._level + self.reserved_units
-        return max(0, balance) if self.budget.hard else balance
+        balance = self._level + self._held
+        return max(0, balance) if self._hard else balance
 
     def overrun_units(self, now: float) -> int:
         """By how much measured costs have passed what there was, not yet made up for."""
         self._advance(now)
-        return max(0, -(self._level + self.reserved_units))
+        return max(0, -(self._level + self._held))
+
+    def window_spent_units(self, now: float) -> int:
+        """What was spent in the window that ``now`` falls in; without one, since the account was opened.
+
+        A refund takes from the present window what that has spent, and the rest from those before.
+        """
+        self._advance(now)
+        if self._sliding is not None:
+            return self._sliding.total_units + self._sliding.owed_units
+        return self.spent_units - self._before
 
     def wait_s(self, amount_units: int, now: float) -> float | None:
-        """Seconds until ``amount_units`` fit, if nobody else takes any and open reservations stay open.
+        """Seconds until ``amount_units`` fit, if nobody else takes any and open reservations and loans stay.
 
         None when no such time is known: more than the budget ever holds, or a budget without window and
         refill.
         """
         _whole(amount_units)
         self._advance(now)
-        missing = amount_units - self._level
-        if missing <= 0 or not amount_units or not self.budget.hard:
+        needed = max(1, amount_units - self._overdraft) if amount_units else 0
+        missing = needed - self._level
+        if missing <= 0 or not amount_units or not self._hard:
             return 0.0
         if self.budget.refill_per_s is not None:
-            if amount_units > self._amount or not self._rate:
+            if needed > self._amount - self.lent_units or not self._rate:
                 return None
             return -((self._part - missing * self._per) // self._rate) / _NS
-        if self.budget.window_s is None:
-            return None
-        room = self._amount - self.reserved_units - amount_units
+        room = self._amount - self._held - needed
         if room < 0 or not self._amount:
             return None
-        owed = max(0, -(self._level + self.reserved_units + self._forgiven))
+        if self._sliding is not None:
+            return self._sliding.wait_s(missing, now)
+        if self._windows is None:
+            return None
+        owed = max(0, -(self._level + self._held + self._forgiven))
         windows = 1 + -(-max(0, owed - room) // self._amount)
-        return max(0.0, self._end - now) + (windows - 1) * self.budget.window_s
+        return max(0.0, self.budget.start_s(self._windows + windows) - now)
 
     def change(self, budget: Budget, now: float) -> None:
         """Go over to another budget of the same resource; reservations stay, and may be settled as ever.
@@ -245,46 +376,94 @@ class Account:
                 field="resource",
             )
         self._advance(now)
-        before, amount = self._amount, budget.unit.to_units(budget.amount)
-        owed = min(0, self._level + self.reserved_units + self._forgiven)
+        before, amount, held = self._amount, budget.unit.to_units(budget.amount), self._held
+        owed = max(0, -(self._level + held + self._forgiven))
+        if self._sliding is not None:
+            owed = self._sliding.owed_units
+            self._before = self.spent_units - self._sliding.total_units - owed
         rate, per = _rate(budget)
         self._forgiven = 0
         if rate or self._rate:
             level = self._level
             if level > 0:
                 level = level * amount // before
-            self._level = level if rate else min(level, amount - self.reserved_units)
+            self._level = min(level, amount - (self.lent_units if rate else held))
+            owed = max(0, -(self._level + held))
             self._at, self._part = (self._at or int(now * _NS), 0) if rate else (None, 0)
+            self._before = 0 if rate else self.spent_units
         else:
             self._level += amount - before
-            if budget.window_s is not None:
-                self._forgiven = max(0, owed - self._level - self.reserved_units)
-        if budget.window_s is None:
-            self._windows, self._end = None, math.inf
-        elif (budget.window_s, budget.origin_s) != (self.budget.window_s, self.budget.origin_s):
-            self._windows = math.floor((now - budget.origin_s) / budget.window_s)
-            self._end = budget.origin_s + (self._windows + 1) * budget.window_s
+            if budget.turns:
+                self._forgiven = max(0, -owed - self._level - held)
+        same = _window(budget) == _window(self.budget)
         self.budget, self._hard = budget, budget.hard
         self._amount, self._rate, self._per = amount, rate, per
+        self._overdraft = budget.unit.to_units(budget.overdraft)
+        if not same:
+            self._windows = budget.number(now) if budget.turns else None
+            self._end = math.inf if self._windows is None else budget.start_s(self._windows + 1)
+        self._change_sliding(owed, same, now)
+
+    def _change_sliding(self, owed: int, same: bool, now: float) -> None:
+        before = self._sliding
+        if not self.budget.sliding:
+            self._sliding = None
+            return
+        after = before if same else None
+        if after is None:
+            after = self._sliding = _sliding(self.budget, self._amount)
+        if after is None:
+            return
+        if same:
+            after.change(self._amount if self._hard else None)
+        elif before is not None:
+            before.move_to(after, now)
+            self._level += after.slide(now)
+        else:
+            after.begin(self._amount - self._level - self._held - owed, owed, now)
+        self._end = after.end_s
 
     def save(self) -> dict[str, Any]:
-        """The book as an object that JSON can carry."""
-        return {name: getattr(self, name) for name in _SAVED}
+        """The book as an object that JSON can carry: whole numbers, None and lists of them."""
+        saved: dict[str, Any] = {name: getattr(self, name) for name in _SAVED}
+        saved["_sliding"] = None if self._sliding is None else self._sliding.save()
+        return saved
 
     @classmethod
     def load(cls, budget: Budget, saved: dict[str, Any]) -> Self:
-        """An account that continues from what `save` returned."""
+        """An account that continues from what `save` returned, with the same budget; an older release's too."""
         self = cls(budget)
-        if saved.keys() != set(_SAVED):
+        missing = (set(_SAVED) | {"_sliding"}) - saved.keys()
+        sliding = saved.get("_sliding")
+        if (
+            (missing and missing != set(_LATER))
+            or saved.keys() - set(_SAVED) - {"_sliding", "_end"}
+            or (sliding is None) is not (self._sliding is None)
+        ):
             raise SavedStateError(
                 f"The saved account of {budget.name!r} has the wrong fields.", field=budget.name
             )
-        for name, value in saved.items():
-            setattr(self, name, value)
+        for name in _SAVED:
+            if name not in missing:
+                setattr(self, name, saved[name])
+        if missing and not self._rate:
+            self._before = max(0, self.spent_units - (self._amount - self._level - self._held))
+        if self._sliding is not None and sliding is not None:
+            self._sliding = Sliding.load(sliding, self._sliding)
+            self._end = self._sliding.end_s
+        elif self._windows is not None:
+            self._end = budget.start_s(self._windows + 1)
         return self
 
     def __repr__(self) -> str:
         return f"Account({self.budget.name!r}, level={self._level}, reserved={self.reserved_units})"
+
+    @property
+    def _held(self) -> int:
+        return self.reserved_units + self.lent_units
+
+    def _short(self, wanted: int, have: int, verb: str, field: str) -> AmountError:
+        return AmountError(f"Account {self.budget.name!r} {verb} {have} units, not {wanted}.", field=field)
 
     def _refuse(self, reserved_units: int) -> None:
         _whole(reserved_units)
@@ -310,39 +489,84 @@ class Account:
             self._at = at
             gained, self._part = divmod((at - before) * self._rate + self._part, self._per)
             self._level += gained
-            if self._level >= self._amount:
-                self._level, self._part = self._amount, 0
+            most = self._amount - self.lent_units
+            if self._level >= most:
+                self._level, self._part = most, 0
+
+    def _refund(self, amount_units: int) -> None:
+        self.spent_units -= amount_units
+        self._before = min(self._before, self.spent_units)
+        if self._sliding is not None:
+            self._level += self._sliding.refund(amount_units)
+            self._end = self._sliding.end_s
+        else:
+            room = self._amount - (self.lent_units if self._rate else self._held)
+            self._level = min(self._level + amount_units, room)
+
+    def _slide_in(self, spent_units: int, now: float) -> None:
+        sliding = self._sliding
+        if sliding is not None:
+            sliding.spend(spent_units, now)
+            self._end = sliding.end_s
 
     def _turn(self, now: float) -> None:
-        window_s = self.budget.window_s
-        if window_s is None:
+        if self._sliding is not None:
+            self._level += self._sliding.slide(now)
+            self._end = self._sliding.end_s
             return
-        count = math.floor((now - self.budget.origin_s) / window_s)
+        count = self.budget.number(now)
         turned = 1
         if self._windows is not None:
             count = max(count, self._windows + 1)  # rounding must not give one window out twice
             turned = count - self._windows
         self._windows = count
-        self._end = self.budget.origin_s + (count + 1) * window_s
-        unspent = self._level + self.reserved_units + self._forgiven
+        self._end = self.budget.start_s(count + 1)
+        self._before = self.spent_units
+        unspent = self._level + self._held + self._forgiven
         self._forgiven = 0
         fresh = (
-            min(self._amount, unspent + turned * self._amount)
-            if unspent < 0 and self.budget.hard
-            else self._amount
+            min(self._amount, unspent + turned * self._amount) if unspent < 0 and self._hard else self._amount
         )
-        self._level = fresh - self.reserved_units
+        self._level = fresh - self._held
 
 
-_SAVED = ("_at", "_end", "_forgiven", "_level", "_part", "_windows", "reserved_units", "spent_units")
+_SAVED = (
+    "_at",
+    "_before",
+    "_forgiven",
+    "_level",
+    "_part",
+    "_windows",
+    "lent_units",
+    "reserved_units",
+    "spent_units",
+)
+_LATER = ("_before", "_sliding", "lent_units")
+"""What accounts did not have before they could be lent from."""
+
+
+def _window(budget: Budget) -> tuple[object, ...]:
+    """What makes the windows of two budgets the same."""
+    return (budget.window_s, budget.origin_s, budget.calendar, budget.time_zone, budget.sliding)
+
+
+def _sliding(budget: Budget, amount_units: int) -> Sliding | None:
+    if not budget.sliding or budget.window_s is None:
+        return None
+    return Sliding(budget.window_s, budget.origin_s, amount_units if budget.hard else None)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _units_per_ns(refill_per_s: float | Decimal, decimals: int) -> tuple[int, int]:
+    rate = Fraction(str(refill_per_s)) * 10**decimals / _NS
+    return (rate.numerator, rate.denominator)
 
 
 def _rate(budget: Budget) -> tuple[int, int]:
     """Units that a bucket gains in a nanosecond, as a fraction; 0 without refill."""
     if budget.refill_per_s is None:
         return (0, 1)
-    rate = Fraction(str(budget.refill_per_s)) * 10**budget.unit.decimals / _NS
-    return (rate.numerator, rate.denominator)
+    return _units_per_ns(budget.refill_per_s, budget.unit.decimals)
 
 
 def _whole(units: int) -> None:

@@ -24,8 +24,9 @@ everything that is bought there has a value a unit of at least the price, so tha
 The pace. A window's is what is left of the budget over what is left of the window (re-planned all the
 time, which pays back what was over- or underspent), or, with ``pace="even"``, the amount over the window.
 A refilled budget's is its refill (bandits with replenishable knapsacks [4]_), corrected so that the
-bucket tends to be half full: an empty bucket hides demand, because what is refused is not spent. A budget
-without window and refill has no pace and adds nothing to prices; it only limits.
+bucket tends to be half full: an empty bucket hides demand, because what is refused is not spent. A sliding
+window is such a bucket, gaining its amount in its length. A budget without window and refill has no pace and
+adds nothing to prices; it only limits.
 
 .. [1] S. Balseiro, H. Lu, V. Mirrokni (2023). "The Best of Many Worlds: Dual Mirror Descent for Online
    Allocation Problems." Operations Research 71(1). arXiv:2011.10124
@@ -63,9 +64,6 @@ _CATCH_UP = 10.0
 
 _DEBT = 9.0
 """An overrun counts for at most so many budgets, so that one monstrous bill is got over."""
-
-CALENDAR_S = {"day": 86_400.0, "week": 604_800.0, "month": 2_629_746.0}
-"""Mean lengths of the calendar's windows (Gregorian), which set how fast their prices move."""
 
 _NOTHING = 1e-100
 """A smaller fraction of a budget cannot move its price (and its square would not be a number)."""
@@ -223,13 +221,13 @@ class _Dual:
         "gain",
         "horizon_s",
         "left",
+        "length_s",
         "mu",
         "multiplicative",
         "scale",
         "squares",
         "step",
         "values",
-        "window_s",
     )
 
     def __init__(self, budget: Budget, multiplicative: bool, adaptive: bool, step: float, cap: float) -> None:
@@ -240,13 +238,12 @@ class _Dual:
         self.cap = cap
         self.amount = float(budget.amount)
         refill = float(budget.refill_per_s or 0.0)
-        self.window_s = budget.window_s if budget.calendar is None else CALENDAR_S[budget.calendar]
-        if self.window_s is not None:
-            self.horizon_s = self.window_s
+        self.length_s = None if budget.sliding else budget.length_s
+        """Of windows that end. A sliding one prices like a bucket: it gains its amount in its length."""
+        if budget.length_s is not None:
+            self.horizon_s = budget.length_s
         else:
             self.horizon_s = self.amount / refill if refill else math.inf
-        if budget.sliding:  # what was spent comes back evenly, as it does in a bucket
-            self.window_s = None
         self.horizon_s = max(self.horizon_s, 1e-6)
         self.fresh_s = self.horizon_s / 1000.0
         self.at = -math.inf
@@ -294,11 +291,13 @@ class _Dual:
         if math.isinf(self.horizon_s):
             return f"{name} (it has no window and no refill, so it only limits)"
         now = max(now, self.at)
-        _, left, _ = self._allowed(now)
-        if self.window_s is None:
+        _, left, end = self._allowed(now)
+        if budget.sliding:
+            return f"{name} ({max(0.0, left):.0%} of its sliding window is left)"
+        if self.length_s is None:
             return f"{name} (its bucket is {max(0.0, left):.0%} full)"
-        start, end = budget.window(now)
-        gone = (now - start) / (end - start)
+        length_s = self.length_s if budget.calendar is None else end - budget.window(now)[0]
+        gone = 1.0 - min(1.0, (end - now) / length_s)
         return f"{name} ({1.0 - left:.0%} spent with {gone:.0%} of its window gone)"
 
     def save(self) -> dict[str, float | None]:
@@ -335,7 +334,7 @@ class _Dual:
 
     def _allowed(self, now: float) -> tuple[float, float, float]:
         """From the last time until ``now``: the fraction the pace allowed; what is left; the window's end."""
-        window_s = self.window_s
+        window_s = self.length_s
         if window_s is None:
             return self._allowed_by_refill(now)
         if self.at == -math.inf:

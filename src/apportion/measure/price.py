@@ -35,8 +35,16 @@ class TokenPrice:
     ``tiers`` are ``(above, price)``, highest first: a request with more than ``above`` input tokens pays
     ``price`` for all of its tokens, as every provider with long-context prices counts.
 
+    ``web_search`` and ``file_search`` are pico-dollars for each call of a tool that the provider runs. How many
+    calls a request leads to is not known before, so no bound includes them.
+
+    ``services`` are the prices of other classes of service by the provider's word ("priority", "flex"); an answer
+    is charged by the class that it says it was served with.
+
+    ``reports``: the provider tells in each answer what it charged, and that is believed.
+
     ``changes_at`` is the Unix time in seconds at which the published price changes next, None if no
-    change is published. Tools that the provider runs and bills apart (web searches) are not included.
+    change is published.
     """
 
     input: int
@@ -50,6 +58,12 @@ class TokenPrice:
     request: int = 0
     tiers: tuple[tuple[int, TokenPrice], ...] = ()
     changes_at: float | None = None
+    image_input: int | None = None
+    image_output: int | None = None
+    web_search: int = 0
+    file_search: int = 0
+    services: tuple[tuple[str, TokenPrice], ...] = ()
+    reports: bool = False
 
     @classmethod
     def of(
@@ -82,6 +96,12 @@ class TokenPrice:
 
     def units(self, usage: Usage) -> int:
         """What ``usage`` costs, in pico-dollars."""
+        if self.reports and usage.billed_units is not None:
+            return usage.billed_units
+        if usage.service:
+            served = self.of_service(usage.service)
+            if served is not self:
+                return served.units(usage)
         tokens_in = usage.input_tokens
         for above, price in self.tiers:
             if tokens_in > above:
@@ -106,12 +126,27 @@ class TokenPrice:
         if self.audio_output is not None:
             total += usage.audio_output_tokens * self.audio_output
             tokens_out -= usage.audio_output_tokens
+        if self.image_input is not None:
+            total += usage.image_input_tokens * self.image_input
+            tokens_in -= usage.image_input_tokens
+        if self.image_output is not None:
+            total += usage.image_output_tokens * self.image_output
+            tokens_out -= usage.image_output_tokens
+        if usage.web_searches or usage.file_searches:
+            total += usage.web_searches * self.web_search + usage.file_searches * self.file_search
         # Parts that exceed their whole are a provider's slip; the whole then counts no less than nothing.
         if tokens_in > 0:
             total += tokens_in * self.input
         if tokens_out > 0:
             total += tokens_out * self.output
         return total
+
+    def of_service(self, service: str | None) -> TokenPrice:
+        """The prices of a class of service, as a request or an answer names it; these where it has none of its own."""
+        for name, price in self.services:
+            if name == service:
+                return price
+        return self
 
     def most_units(self, input_tokens: int, output_tokens: int, *, cache_writes: bool = True) -> int:
         """The most that a request can cost, in pico-dollars, with at most so many tokens of each side.
@@ -140,10 +175,11 @@ class TokenPrice:
 
     def _most(self, input_tokens: int, cache_writes: bool) -> tuple[int, int, int]:
         """The highest price of a request, an input token and an output token over the tiers within reach."""
-        rates_in = [self.input, self.cached_input, self.audio_input or 0]
+        rates_in = [self.input, self.cached_input, self.audio_input or 0, self.image_input or 0]
         if cache_writes:
             rates_in += (self.cache_write, self.cache_write_1h)
-        highest = (self.request, max(rates_in), max(self.output, self.reasoning or 0, self.audio_output or 0))
+        rates_out = (self.output, self.reasoning or 0, self.audio_output or 0, self.image_output or 0)
+        highest = (self.request, max(rates_in), max(rates_out))
         for above, price in self.tiers:
             if input_tokens > above:
                 request, rate_in, rate_out = price._most(0, cache_writes)
@@ -191,14 +227,15 @@ def hosted_price(
     ``provider`` is an id of that package ("openai", ...); else the place is told by ``base_url``; else by the
     model's name. ``at`` (default: now) picks among dated prices, ``context`` among variants such
     as ``{"service_tier": "priority"}``. None: unknown, because the place or the model is not in the tables,
-    or is not priced by the token.
+    or is not priced by the token. Without a ``context`` the prices of the classes of service that the tables know
+    are in `TokenPrice.services`.
     """
     from genai_prices.data_snapshot import get_snapshot
 
     if at is None:
         at = datetime.now(tz=UTC)
     try:
-        _, found = get_snapshot().find_provider_model(
+        place, found = get_snapshot().find_provider_model(
             model, None, provider, None if provider is not None else base_url
         )
     except LookupError:
@@ -207,7 +244,31 @@ def hosted_price(
     price = _from_table(prices)
     if price is None:
         return None
-    return replace(price, changes_at=_next_change(found, at))
+    services = {} if context else _services(found, at)
+    return replace(
+        price,
+        changes_at=_next_change(found, at),
+        services=tuple((name, served) for name, served in services.items() if served != price),
+        reports=place.id in _REPORTING,
+    )
+
+
+_REPORTING = frozenset(("openrouter", "perplexity", "x-ai"))
+"""Providers whose usage says what the answer was charged. OpenRouter: "the total amount charged to your account";
+xAI: "the actual amount billed"; Perplexity: `cost.total_cost`."""
+_SERVICE_KEYS = frozenset(("service_tier", "speed"))
+
+
+def _services(model: ModelInfo, at: datetime) -> dict[str, TokenPrice]:
+    """The prices of other classes of service, by the word that requests and answers name them with."""
+    found: dict[str, TokenPrice] = {}
+    for variant in model.price_variants or ():
+        if len(variant.when) == 1 and not variant.when.keys().isdisjoint(_SERVICE_KEYS):
+            (name,) = variant.when.values()
+            price = _from_table(model.get_prices(at, dict(variant.when)))
+            if price is not None:
+                found[name] = price
+    return found
 
 
 def _from_table(prices: ModelPrice) -> TokenPrice | None:
@@ -228,11 +289,14 @@ def _row(prices: ModelPrice, input_tokens: int) -> TokenPrice:
         value: Any = getattr(prices, key)
         return None if value is None else per_token(_value_at(value, input_tokens))
 
+    def each(key: str) -> int:
+        value: Any = getattr(prices, key)
+        return 0 if value is None else _whole(_value_at(value, input_tokens), _PUSD // 1000)
+
     whole = rate("input_mtok") or 0
     cached, write, write_1h = rate("cache_read_mtok"), rate("cache_write_mtok"), rate("cache_write_1h_mtok")
     if write is None:
         write = whole
-    requests: Any = prices.requests_kcount
     return TokenPrice(
         input=whole,
         output=rate("output_mtok") or 0,
@@ -242,7 +306,11 @@ def _row(prices: ModelPrice, input_tokens: int) -> TokenPrice:
         reasoning=rate("output_reasoning_mtok"),
         audio_input=rate("input_audio_mtok"),
         audio_output=rate("output_audio_mtok"),
-        request=0 if requests is None else _whole(_value_at(requests, input_tokens), _PUSD // 1000),
+        request=each("requests_kcount"),
+        image_input=rate("input_image_mtok"),
+        image_output=rate("output_image_mtok"),
+        web_search=each("web_searches_kcount"),
+        file_search=each("storage_searches_kcount"),
     )
 
 

@@ -19,11 +19,14 @@ fitted to a paragraph each, so nothing is claimed for them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import msgspec
+
+from apportion.measure.usage import Usage
 
 Vocabulary = Literal["cl100k", "o200k", "claude", "small"]
 """``cl100k``: GPT-4, and near it Llama 3, Qwen and most others; ``o200k``: GPT-4o and later; ``claude``: the published
@@ -132,15 +135,22 @@ def _word(word: str, charges: _Charges) -> float:
     return tokens
 
 
-def estimate_output_tokens(chars: int, events: int = 0) -> int:
-    """About how many tokens an answer of ``chars`` characters is, when its text was not kept.
+_MOST_BYTES_PER_TOKEN = 6.0
+"""A stream whose events carry more than this on average sends several tokens an event."""
+_BYTES_PER_TOKEN = 4.25
 
-    A stream whose events carry 2 to 8 characters each sends one token an event, as most servers do: then the events
-    are counted. Else four characters make a token.
+
+def estimate_output_tokens(size: int, events: int = 0) -> int:
+    """About how many tokens an answer of ``size`` UTF-8 bytes is, when its text was not kept.
+
+    A stream whose events carry up to 6 bytes on average sends one token an event, as most servers do: then the
+    events are counted. Else 4.25 bytes make a token. Both numbers are the best of a two-fold cross-validation on
+    3,800 English texts, questions and programs cut at random, in tokens of cl100k and o200k: streams of a token an
+    event come out 0.3% off on average (at worst 15%), those of two or more 12%.
     """
-    if events > 1 and 2 * events <= chars <= 8 * events:
+    if events > 1 and size <= _MOST_BYTES_PER_TOKEN * events:
         return events
-    return -(-chars // 4)
+    return round(size / _BYTES_PER_TOKEN) if size > _BYTES_PER_TOKEN else min(size, 1)
 
 
 # --- whole requests -------------------------------------------------------------------------------
@@ -172,23 +182,41 @@ _PROMPT_FIELDS = (
 )
 
 
-def estimate_request_tokens(body: dict[str, Any], vocabulary: Vocabulary | None = None) -> int:
+def estimate_request_tokens(
+    body: dict[str, Any], vocabulary: Vocabulary | None = None, most_chars: int | None = None
+) -> int:
     """About how many input tokens the request ``body`` (chat, completions, messages, responses, embeddings) is.
 
-    For ``count_tokens`` where the upstream cannot count. Without a ``vocabulary`` the model's name decides.
+    For ``count_tokens`` where the upstream cannot count. Without a ``vocabulary`` the model's name decides. Of more
+    text than ``most_chars`` only so much is looked at, in even pieces (a bound on the time it takes).
     """
     model = body.get("model")
     chosen = vocabulary or vocabulary_of(model if isinstance(model, str) else "")
     total = REQUEST_TOKENS
+    texts: list[str] = []
     for field in _PROMPT_FIELDS:
         value = body.get(field)
         if field in ("messages", "input") and isinstance(value, list):
             total += MESSAGE_TOKENS * sum(isinstance(item, dict) for item in value)
         if field in ("tools", "functions", "response_format"):
-            total += estimate_tokens(_json(value), chosen) if value else 0
+            texts += [_json(value)] if value else []
         else:
-            total += _prompt_tokens(value, chosen)
-    return total
+            total += _prompt_tokens(value, texts)
+    chars = sum(map(len, texts))
+    if most_chars is None or chars <= most_chars:
+        return total + sum(estimate_tokens(text, chosen) for text in texts)
+    sample = _sample("\n".join(texts), most_chars)
+    return total + round(estimate_tokens(sample, chosen) * chars / len(sample))
+
+
+_SAMPLE_PIECES = 16
+
+
+def _sample(text: str, chars: int) -> str:
+    """``chars`` characters of ``text``, from evenly spread places."""
+    piece = max(1, chars // _SAMPLE_PIECES)
+    step = (len(text) - piece) // (_SAMPLE_PIECES - 1)
+    return "".join(text[i * step : i * step + piece] for i in range(_SAMPLE_PIECES))
 
 
 def _json(value: object) -> str:
@@ -198,13 +226,15 @@ def _json(value: object) -> str:
         return str(value)
 
 
-def _prompt_tokens(value: object, vocabulary: Vocabulary) -> int:
+def _prompt_tokens(value: object, texts: list[str]) -> int:
+    """The tokens of what is no text inside ``value``; the texts are added to ``texts``."""
     if isinstance(value, str):
-        return estimate_tokens(value, vocabulary)
+        texts.append(value)
+        return 0
     if isinstance(value, list):
         if value and all(isinstance(v, int) for v in value):
             return len(value)  # token ids
-        return sum(_prompt_tokens(v, vocabulary) for v in value)
+        return sum(_prompt_tokens(v, texts) for v in value)
     if not isinstance(value, dict):
         return 0
     kind = value.get("type")
@@ -215,10 +245,143 @@ def _prompt_tokens(value: object, vocabulary: Vocabulary) -> int:
     if kind in ("document", "file", "input_file", "input_audio") and not readable:
         return FILE_TOKENS
     return sum(
-        _prompt_tokens(v, vocabulary)
+        _prompt_tokens(v, texts)
         for k, v in value.items()
         if k not in _NOT_PROMPT and k not in _NOT_PROMPT_IDS and isinstance(v, (str, list, dict))
     )
+
+
+# --- what an endpoint's own reports teach -----------------------------------------------------------
+
+_MEMORY = 0.98
+"""Weight of an earlier report against the next: about the last 50 count."""
+_ENOUGH = 4
+_LOOK_AT_CHARS = 8_192
+_LOOK_EVERY = 256
+_PER_TOKEN = 0.05
+"""A stream within so much of a token an event is one; what is left is its end mark."""
+
+
+class _Ratio:
+    """Between two counts of the same thing: its geometric mean of late, and how far from it single ones lie."""
+
+    __slots__ = ("_log", "count", "spread", "weight")
+
+    def __init__(self) -> None:
+        self._log = self.spread = self.weight = 0.0
+        self.count = 0
+
+    def learn(self, counted: float, true: float) -> None:
+        self.count += 1
+        weight = self.weight = self.weight * _MEMORY + 1.0
+        told = math.log(true / counted)
+        self._log += (told - self._log) / weight
+        self.spread += (abs(told - self._log) - self.spread) / weight
+
+    @property
+    def factor(self) -> float:
+        """What a count is to be multiplied with; 1 while nothing is known."""
+        return math.exp(self._log)
+
+
+class TokenRates:
+    """How one model at one endpoint counts, learned from the usage it reports; for answers that come without any.
+
+    Requests: the estimate of their text, scaled. Answers: events or bytes, whichever has foretold its reports better.
+    Constant memory; a few microseconds a report, but a few milliseconds for those that are looked at closely (the
+    first, then ever fewer, at last one in 256).
+
+    Measured on the lengths of 597 questions of 76 kinds and the reports of two models for each (RouterArena): bytes over
+    four is off by 12% and 21% on average, and by -6% and +20% in total; learned bytes by 14% and 7%, and by 2% and 1%
+    in total. On English texts, questions and programs in cl100k and o200k tokens the scaled estimate of a request's
+    text is off by 6% on average at 300 characters, 4% at 2,000, 3% at 8,000 and more (one in three within 2%), and by
+    -0.2% to +3.5% in total; learned bytes by 12%, 10%, 9%. Answers cut at random: a token an event, exact; 2 to 8
+    tokens an event 1% to 5% off, 1% in total (before anything is learned: 13%).
+    """
+
+    __slots__ = (
+        "_hidden",
+        "_next_look",
+        "_per_answer_byte",
+        "_per_body_byte",
+        "_per_estimate",
+        "_per_event",
+        "_vocabulary",
+    )
+
+    def __init__(self, model: str) -> None:
+        self._vocabulary = vocabulary_of(model)
+        self._per_body_byte = _Ratio()
+        self._per_estimate = _Ratio()
+        self._per_event = _Ratio()
+        self._per_answer_byte = _Ratio()
+        self._next_look = 1
+        self._hidden = 0.0
+        """Reasoning tokens of an answer that are billed and not sent, on average."""
+
+    def learn(self, body: bytes, usage: Usage, events: int = 0, size: int = 0) -> None:
+        """Take in what the upstream reported for the request ``body`` and an answer of ``size`` UTF-8 bytes.
+
+        ``events`` are those of its stream that carried content, 0 if it was not streamed. What the proxy counted
+        itself teaches nothing.
+        """
+        if usage.estimated:
+            return
+        if usage.input_tokens > 0 and body:
+            known = self._per_body_byte
+            known.learn(len(body), usage.input_tokens)
+            if known.count >= self._next_look:
+                self._next_look = known.count + min(max(1, known.count // 8), _LOOK_EVERY)
+                self._per_estimate.learn(self._look(body), usage.input_tokens)
+        if usage.output_tokens > 0 and size > 0:
+            self._learn_answer(usage, events, size)
+
+    def _learn_answer(self, usage: Usage, events: int, size: int) -> None:
+        sent = usage.output_tokens
+        hidden = 0
+        if 0 < usage.reasoning_tokens < sent:
+            counted = estimate_output_tokens(size, events)
+            shown = sent - usage.reasoning_tokens
+            if abs(math.log(counted / shown)) < abs(math.log(counted / sent)):
+                sent, hidden = shown, usage.reasoning_tokens
+        known = self._per_answer_byte
+        known.learn(size, sent)
+        self._hidden += (hidden - self._hidden) / known.weight
+        if events > 1:
+            self._per_event.learn(events, sent)
+
+    def quick_input_tokens(self, body_bytes: int) -> int:
+        """About how many input tokens a request of so many bytes is, for predictions."""
+        known = self._per_body_byte
+        per_byte = known.factor if known.count else 1 / _BYTES_PER_TOKEN
+        return max(1, round(body_bytes * per_byte))
+
+    def input_tokens(self, body: bytes) -> int:
+        """About how many input tokens the request ``body`` (JSON) is, for the books. Takes milliseconds."""
+        return max(1, round(self._look(body) * self._per_estimate.factor))
+
+    def output_tokens(self, events: int, size: int) -> int:
+        """About how many output tokens ``size`` UTF-8 bytes of answer in so many events have cost."""
+        if size <= 0 and events <= 0:
+            return 0
+        by_event, by_byte = self._per_event, self._per_answer_byte
+        if by_byte.count < _ENOUGH:
+            shown = float(max(events if size <= 0 else 0, estimate_output_tokens(size, events)))
+        elif events > 1 and by_event.count >= _ENOUGH and by_event.spread <= by_byte.spread:
+            factor = by_event.factor
+            shown = float(events) if abs(factor - 1.0) < _PER_TOKEN else events * factor
+        else:
+            shown = size * by_byte.factor
+        return max(1, round(shown + self._hidden))
+
+    def _look(self, body: bytes) -> int:
+        try:
+            request = msgspec.json.decode(body)
+        except (ValueError, RecursionError):
+            request = None
+        if not isinstance(request, dict):
+            return max(1, round(len(body) / _BYTES_PER_TOKEN))
+        return estimate_request_tokens(request, self._vocabulary, _LOOK_AT_CHARS)
 
 
 # --- the bound ------------------------------------------------------------------------------------

@@ -96,6 +96,18 @@ class MethodNotAllowedError(NotFoundError):
     status = 405
     code = "method_not_allowed"
     anthropic_type = "invalid_request_error"
+    allow: tuple[str, ...] = ("GET", "HEAD")
+    """Methods that the path answers to."""
+
+
+class ConflictError(GatewayError):
+    """What is to be made exists already, or what is to be removed is still needed."""
+
+    status = 409
+    code = "conflict"
+    openai_type = "invalid_request_error"
+    anthropic_type = "invalid_request_error"
+    retryable = False
 
 
 class ModelNotFoundError(NotFoundError):

@@ -185,7 +185,8 @@ def _feasible(job: Job, tried: list[Route]) -> tuple[list[Route], list[Cap] | No
         for route in job.group.routes
         if route.endpoint.available(now_s) and route.spoken_for(api) is not None and route not in tried
     ]
-    for allowed in job.runtime.endpoints_allowed(job.key):
+    allowed = job.runtime.access(job.key).endpoints
+    if allowed is not None:
         routes = [route for route in routes if route.endpoint.name in allowed]
     if constraints is NO_CONSTRAINTS and not job.runtime.books.caps:
         return routes, None
@@ -695,7 +696,7 @@ def _impossible(job: Job) -> errors.GatewayError:
         return errors.UnsupportedError(
             f"No endpoint of model {job.group.name!r} answers the {call.api!r} API.", field="model"
         )
-    if call.constraints.max_joules is not None and all(r.watts is None for r in speaking):
+    if call.constraints.max_joules is not None and all(r.power is None for r in speaking):
         return errors.ConstraintError(
             "'max_joules' cannot be promised: the energy of no endpoint of this model is known.",
             field="apportion.max_joules",

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from apportion.serve import errors, openapi, translation
+from apportion.serve.admin import Admin
 from apportion.serve.call import DIALECTS, ROUTES, Api, parse
 from apportion.serve.config.schema import Key
 from apportion.serve.flow import UpstreamAnswer, answer
@@ -22,6 +23,7 @@ from apportion.serve.http.server import Request, Responder
 from apportion.serve.job import Job
 from apportion.serve.meters import Meters
 from apportion.serve.records import Records, explain, owner
+from apportion.serve.routes import NOBODY, Route, Routes, Visit
 from apportion.serve.runtime import Runtime
 from apportion.serve.settlement import Settlements
 
@@ -53,16 +55,26 @@ class Gateway:
         self._apis: dict[str, Api] = {
             prefix + path: api for path, api in ROUTES.items() for prefix in ("/v1", "")
         }
-        self._gets: dict[str, Callable[[Request, Responder, str], Awaitable[None]]] = {
-            "/": self._index,
-            "/health": self._live,
-            "/health/live": self._live,
-            "/health/ready": self._ready,
-            "/metrics": self._metrics,
-            "/openapi.json": self._openapi,
-            "/v1/models": self._models,
-            "/models": self._models,
-        }
+        self.admin = Admin(lambda: self.runtime)
+        self.routes = Routes(
+            (
+                Route("GET", "/", "open", self._index),
+                Route("GET", "/health", "open", self._live),
+                Route("GET", "/health/live", "open", self._live),
+                Route("GET", "/health/ready", "open", self._ready),
+                Route("GET", "/openapi.json", "open", self._openapi),
+                Route("GET", "/metrics", "exposed", self._metrics),
+                *(
+                    Route("GET", prefix + path, "key", handler)
+                    for prefix in ("/v1", "")
+                    for path, handler in (("/models", self._models), ("/models/{id...}", self._model))
+                ),
+                Route("GET", "/apportion/decisions/{id}", "key", self._decision),
+                Route("GET", "/apportion/prices", "key", self._prices),
+                *self.admin.routes(),
+            )
+        )
+        """Everything but the calls of models, with who may ask it."""
 
     def __call__(self, request: Request, responder: Responder) -> Coroutine[Any, Any, None]:
         """Answer one request."""
@@ -80,7 +92,7 @@ class Gateway:
         runtime = self.runtime
         try:
             key = runtime.authenticate(request.headers)
-            call = parse(request, api)
+            call = parse(request, api, runtime.headers)
             group = runtime.group(call.model, key)
             job = Job(runtime, call, key, group, responder, number)
             self.running[job.id] = job
@@ -156,7 +168,7 @@ class Gateway:
         if error.retry_after_s is not None:
             extra += _retry_after(error.retry_after_s)
         if isinstance(error, errors.MethodNotAllowedError):
-            extra += "allow: POST\r\n" if "POST" in (error.fix or "") else "allow: GET, HEAD\r\n"
+            extra += f"allow: {', '.join(error.allow)}\r\n"
         if isinstance(error, errors.AuthenticationError):
             extra += "www-authenticate: Bearer\r\n"
         if job is not None:
@@ -182,37 +194,38 @@ class Gateway:
             dialect = "anthropic"
         try:
             if api is not None:
-                raise errors.MethodNotAllowedError(
+                error = errors.MethodNotAllowedError(
                     f"{request.path} is not answered to {request.method[:20]}.",
                     field="method",
                     fix="Use POST.",
                 )
-            await self._get(request, responder, number)
+                error.allow = ("POST",)
+                raise error
+            route, names = self.routes.find(request.method, request.path)
+            key = self._allowed(route, request)
+            await route.handler(Visit(request, responder, number, key, names))
         except errors.GatewayError as error:
             self._refuse(responder, error, dialect, number)
 
-    async def _get(self, request: Request, responder: Responder, number: str) -> None:
-        path = request.path
-        handler = self._gets.get(path)
-        if handler is None:
-            if path.startswith(("/v1/models/", "/models/")):
-                handler = self._model
-            elif path.startswith("/apportion/decisions/"):
-                handler = self._decision
-            else:
-                raise errors.NotFoundError(
-                    f"There is nothing at {path[:200]!r}.", field="path", fix="See /openapi.json."
-                )
-        if request.method not in ("GET", "HEAD"):
-            raise errors.MethodNotAllowedError(
-                f"{path[:200]} is not answered to {request.method[:20]}.", field="method", fix="Use GET."
+    def _allowed(self, route: Route, request: Request) -> Key:
+        """Who asks, if they may: decided by the route alone. Raises the error of those who may not."""
+        role = route.role
+        runtime = self.runtime
+        if role == "exposed":
+            # What an organisation asks and spends is nobody else's business.
+            exposed = runtime.config.auth.required and runtime.config.listen.host not in _LOOPBACK
+            role = "admin" if exposed else "open"
+        if role == "open":
+            return NOBODY
+        key = runtime.authenticate(request.headers)
+        if role == "admin" and not key.admin:
+            raise errors.PermissionDeniedError(
+                "This is answered to admin keys only.", field="authorization", fix="Ask with an admin key."
             )
-        await handler(request, responder, number)
+        return key
 
-    async def _index(self, request: Request, responder: Responder, number: str) -> None:
-        _send(
-            responder,
-            number,
+    async def _index(self, visit: Visit) -> None:
+        visit.send(
             {
                 "name": "apportion",
                 "models": "/v1/models",
@@ -223,39 +236,30 @@ class Gateway:
             },
         )
 
-    async def _live(self, request: Request, responder: Responder, number: str) -> None:
-        _send(responder, number, {"status": "ok"})
+    async def _live(self, visit: Visit) -> None:
+        visit.send({"status": "ok"})
 
-    async def _ready(self, request: Request, responder: Responder, number: str) -> None:
+    async def _ready(self, visit: Visit) -> None:
         why = "draining" if self.draining else self.ready()
         if why is None:
-            _send(responder, number, {"status": "ok"})
+            visit.send({"status": "ok"})
         else:
-            _send(responder, number, {"status": "not ready", "why": why}, 503)
+            visit.send({"status": "not ready", "why": why}, 503)
 
-    async def _metrics(self, request: Request, responder: Responder, number: str) -> None:
-        runtime = self.runtime
-        # What an organisation asks and spends is nobody else's business.
-        exposed = bool(runtime.keys) and runtime.config.listen.host not in _LOOPBACK
-        if exposed and not runtime.authenticate(request.headers).admin:
-            raise errors.PermissionDeniedError(
-                "The metrics are read with an admin key.", field="authorization"
-            )
+    async def _metrics(self, visit: Visit) -> None:
         self.settlements.flush()
         self.meters.in_flight.set(float(len(self.running)))
         for endpoint in self.runtime.endpoints.values():
             state = endpoint.circuit.state
             self.meters.circuit.at(endpoint.name).set(0.0 if state == "closed" else 1.0)
-        responder.send(200, _TEXT, self.meters.registry.render().encode())
+        visit.responder.send(200, _TEXT, self.meters.registry.render().encode())
 
-    async def _openapi(self, request: Request, responder: Responder, number: str) -> None:
-        responder.send(200, _JSON, openapi.document_bytes())
+    async def _openapi(self, visit: Visit) -> None:
+        visit.responder.send(200, _JSON, openapi.document_bytes())
 
-    async def _models(self, request: Request, responder: Responder, number: str) -> None:
-        runtime = self.runtime
-        key = runtime.authenticate(request.headers)
-        found = [self._model_object(name, request) for name in runtime.models_of(key)]
-        if b"anthropic-version" in request.headers:
+    async def _models(self, visit: Visit) -> None:
+        found = [self._model_object(name, visit.request) for name in self.runtime.models_of(visit.key)]
+        if b"anthropic-version" in visit.request.headers:
             ids = [m["id"] for m in found]
             page: dict[str, Any] = {
                 "data": found,
@@ -265,14 +269,12 @@ class Gateway:
             }
         else:
             page = {"object": "list", "data": found}
-        _send(responder, number, page)
+        visit.send(page)
 
-    async def _model(self, request: Request, responder: Responder, number: str) -> None:
-        runtime = self.runtime
-        key = runtime.authenticate(request.headers)
-        name = request.path.removeprefix("/v1").removeprefix("/models/")
-        runtime.group(name, key)
-        _send(responder, number, self._model_object(name, request))
+    async def _model(self, visit: Visit) -> None:
+        name = visit.names["id"]
+        self.runtime.group(name, visit.key)
+        visit.send(self._model_object(name, visit.request))
 
     def _model_object(self, name: str, request: Request) -> dict[str, Any]:
         runtime = self.runtime
@@ -286,9 +288,8 @@ class Gateway:
             "owned_by": runtime.groups[name].config.owned_by,
         }
 
-    async def _decision(self, request: Request, responder: Responder, number: str) -> None:
-        key = self.runtime.authenticate(request.headers)
-        id = request.path.removeprefix("/apportion/decisions/")
+    async def _decision(self, visit: Visit) -> None:
+        key, id = visit.key, visit.names["id"]
         found = await self.decision(id)
         # Somebody else's decision is answered as one that does not exist.
         if found is None or not (key.admin or found["key"] == key.name):
@@ -297,7 +298,18 @@ class Gateway:
                 field="id",
                 fix="Decisions are kept for the latest requests only (records.decisions).",
             )
-        _send(responder, number, found)
+        visit.send(found)
+
+    async def _prices(self, visit: Visit) -> None:
+        """What a unit of each resource costs now and why: all scopes for an admin, a key's own otherwise."""
+        self.settlements.flush()
+        found = self.runtime.books.explain_prices(time.time())
+        key = visit.key
+        if not key.admin:
+            own = {"all", f"key:{key.name}", f"team:{key.team}"}
+            own |= {f"model:{name}" for name in self.runtime.models_of(key)}
+            found["scopes"] = {scope: said for scope, said in found["scopes"].items() if scope in own}
+        visit.send(found)
 
     def own_decision(self, id: str) -> dict[str, Any] | None:
         """A decision of this worker, explained."""
@@ -317,11 +329,6 @@ class Gateway:
             return None
         body = await self.sibling(worker, f"/decisions/{id}")
         return None if body is None else msgspec.json.decode(body, type=dict[str, Any])
-
-
-def _send(responder: Responder, number: str, value: object, status: int = 200) -> None:
-    headers = f"content-type: application/json\r\nx-request-id: {number}\r\n".encode()
-    responder.send(status, headers, msgspec.json.encode(value))
 
 
 def _retry_after(seconds: float) -> str:

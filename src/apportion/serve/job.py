@@ -256,16 +256,16 @@ class Job:
         found: float | None = None
         joules = self.call.constraints.max_joules
         if joules is not None:
-            if route.watts is None:
+            if route.power is None:
                 return 0.0
-            if route.watts:
-                found = joules / route.watts
-        for place, units_per_s in zip((SERVER, JOULES, GCO2), route.units_per_s, strict=True):
+            found = _seconds(joules, route.power.joules(1.0))
+        for place in (SERVER, JOULES, GCO2):
             most = self._most(place, books.left(lines, place))
-            if most is not None and units_per_s != 0.0:
+            if most is not None:
                 # What cannot be measured is not promised.
-                seconds = 0.0 if units_per_s is None else most / units_per_s
-                if found is None or seconds < found:
+                rate = route.work(1.0)[place - SERVER]
+                seconds = 0.0 if rate is None else _seconds(most, rate)
+                if found is None or (seconds is not None and seconds < found):
                     found = seconds
         return found
 
@@ -648,6 +648,10 @@ class Job:
             None if self.done is None else self.done[1],
             self.overhead_s,
         )
+
+
+def _seconds(amount: float, per_s: float) -> float | None:
+    return amount / per_s if per_s else None
 
 
 def limits_headers(job: Job) -> str:

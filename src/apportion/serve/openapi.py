@@ -64,6 +64,7 @@ FIELDS: Final = {
     "prompt": "The text to continue.",
     "response_format": "Structured output.",
     "role": "Who speaks.",
+    "safety_identifier": "The end user; goes before `user`; passed on.",
     "seed": "For repeatable sampling, where the endpoint has it.",
     "stop": "Where to stop.",
     "stop_sequences": "Where to stop.",
@@ -74,7 +75,7 @@ FIELDS: Final = {
     "temperature": "Sampling temperature.",
     "tools": "Tools that the model may call.",
     "top_p": "Nucleus sampling.",
-    "user": "The end user; passed on.",
+    "user": "The end user, whom budgets may be for; passed on.",
 }
 """What each field means that the proxy checks; all others are passed on untouched."""
 

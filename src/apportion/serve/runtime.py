@@ -7,12 +7,10 @@ began with.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
-from typing import Final
-from urllib.parse import urlsplit
+from typing import Final, NamedTuple
 
 from msgspec import Raw
 
@@ -21,22 +19,23 @@ from apportion.core.cost import Cost
 from apportion.core.option import Option
 from apportion.core.policy import Policy
 from apportion.core.resource import SERVER_SECONDS
+from apportion.measure.energy import Power
 from apportion.measure.price import MachinePrice, TokenPrice
 from apportion.serve import errors
 from apportion.serve.books import Books
 from apportion.serve.call import Api
 from apportion.serve.config.pricing import Prices
-from apportion.serve.config.schema import Config, Key, Model, Target
+from apportion.serve.config.schema import Config, Key, Model, Target, Team
 from apportion.serve.http.client import Watch
+from apportion.serve.identity import headers_of
+from apportion.serve.keyring import Keyring, Snapshot, merged
 from apportion.serve.ledger.ledger import Ledger
 from apportion.serve.meters import Meters, RouteMeters
 from apportion.serve.upstream import Endpoint
 
-OPEN: Final = Key(name="anonymous", admin=True)
-"""Who everybody is where no key is configured (loopback only)."""
-
 _SMOOTHING: Final = 0.1
-_SEEN: Final = 4096
+_NO_TEAM: Final = Team(models=[], endpoints=[])
+"""What a team allows that has been removed."""
 
 
 class Route:
@@ -47,7 +46,6 @@ class Route:
         "action",
         "endpoint",
         "flat",
-        "gco2_per_joule",
         "header",
         "machine",
         "mean_server_s",
@@ -56,14 +54,13 @@ class Route:
         "model_json",
         "most_work",
         "output_tokens_per_s",
+        "power",
         "price",
         "quality",
         "ttft_s",
-        "units_per_s",
         "usd_in",
         "usd_out",
         "usd_request",
-        "watts",
         "weight",
     )
 
@@ -85,15 +82,8 @@ class Route:
         self.machine: MachinePrice | None = price if isinstance(price, MachinePrice) else None
         self.flat = self.price.flat_rates() if self.price is not None else None
         """The most a request, an input and an output token cost, in pico-dollars; None where that depends."""
-        self.watts = watts = config.watts
-        """Power drawn by one request; None where it is unknown."""
-        self.gco2_per_joule = (gco2_per_kwh or 0.0) / 3.6e6
-        self.units_per_s: tuple[float | None, float | None, float | None] = (
-            1e9,
-            None if watts is None else watts * 1e6,
-            None if watts is None or gco2_per_kwh is None else watts * self.gco2_per_joule * 1e6,
-        )
-        """Smallest parts of server-seconds, joules and gCO2 used in a second; None where that is unknown."""
+        self.power = None if config.watts is None else Power.of(config.watts, gco2_per_kwh)
+        """What one request draws and emits; None where it is unknown."""
         self.most_work = self.work(endpoint.timeouts.total_s)
         """The most server-seconds, joules and gCO2 an attempt can take, in the resources' smallest parts."""
         self.quality = target.quality
@@ -117,12 +107,11 @@ class Route:
 
     def work(self, server_s: float) -> tuple[int, int | None, int | None]:
         """Server-seconds, joules and gCO2 of so much time, in smallest parts; None where they are unknown."""
-        server, joules, gco2 = self.units_per_s
-        return (
-            SERVER_SECONDS.to_units(server_s),
-            None if joules is None else round(server_s * joules),
-            None if gco2 is None else round(server_s * gco2),
-        )
+        server_ns = SERVER_SECONDS.to_units(server_s)
+        power = self.power
+        if power is None:
+            return (server_ns, None, None)
+        return (server_ns, power.joules_units(server_ns), power.gco2_units(server_ns))
 
     @property
     def priced(self) -> bool:
@@ -163,10 +152,12 @@ class Route:
                 amounts["usd"] = self.usd_request + self.usd_in * tokens_in + self.usd_out * tokens_out
             elif self.machine is not None and server_s is not None:
                 amounts["usd"] = self.machine.hour * 1e-12 / 3600 * server_s
-        if server_s is not None and self.watts is not None:
-            amounts["joules"] = self.watts * server_s
-            if self.gco2_per_joule:
-                amounts["gco2"] = amounts["joules"] * self.gco2_per_joule
+        power = self.power
+        if power is not None and server_s is not None:
+            amounts["joules"] = power.joules(server_s)
+            gco2 = power.gco2(server_s)
+            if gco2 is not None:
+                amounts["gco2"] = gco2
         quality = self.quality
         value = 0.0 if worth_usd is None else worth_usd if quality is None else worth_usd * quality
         return Option(self.action, value, Cost.of(amounts), load=self.endpoint.load, weight=self.weight)
@@ -192,22 +183,21 @@ class Group:
         self.policy_key = policy_key
 
 
-def _same_site(headers: Mapping[bytes, bytes]) -> None:
-    """Without keys, refuse what a page of another site makes a browser send: it could spend the operator's money."""
-    origin = headers.get(b"origin")
-    if origin is None and headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin"):
-        return
-    host = urlsplit((origin or b"").decode("latin-1")).hostname or ""
-    if host not in ("localhost", "127.0.0.1", "::1"):
-        raise errors.PermissionDeniedError(
-            "A page of another site may not use a gateway without keys.",
-            field="origin",
-            fix="Configure `keys`, and send one.",
-        )
+class Access(NamedTuple):
+    """What a key may use, its team's bounds included."""
+
+    models: frozenset[str]
+    endpoints: frozenset[str] | None
+    """None: all of them."""
 
 
 class Runtime:
-    """Everything a request needs, of one configuration, in one worker."""
+    """Everything a request needs, of one configuration, in one worker.
+
+    ``people`` are the keys, teams and budgets of the database, whose digests are made with ``pepper``;
+    ``local_sha256`` is the digest of the key that this user's commands are told (`serve.control`). What is left out
+    is taken over from ``previous``.
+    """
 
     def __init__(
         self,
@@ -219,11 +209,23 @@ class Runtime:
         ledger: Ledger,
         saved_prices: Mapping[str, str] | None = None,
         previous: Runtime | None = None,
+        people: Snapshot | None = None,
+        pepper: bytes | None = None,
+        local_sha256: bytes | None = None,
     ) -> None:
-        self.config = config
+        if people is None:
+            people = previous.people if previous else Snapshot()
+        self._pepper: bytes = pepper if pepper is not None else previous._pepper if previous else b""
+        self._local_sha256: bytes | None = local_sha256 or (previous._local_sha256 if previous else None)
+        self.configured = config
+        """The configuration without what is in the database."""
+        self._take_people(people)
+        config = self.config
         self.ledger = ledger
         self.durable = config.ledger.durability == "machine"
         """Whether a request waits until its reservation is in the database."""
+        self.headers = headers_of(config.auth)
+        """Headers that name end user and session."""
         self.created_s = int(time.time())
         self.endpoints: dict[str, Endpoint] = {}
         for name, entry in config.endpoints.items():
@@ -234,8 +236,6 @@ class Runtime:
         self.groups: dict[str, Group] = {
             name: self._group(name, model, prices, meters, previous) for name, model in config.models.items()
         }
-        self.keys: Mapping[bytes, Key] = {bytes.fromhex(key.digest()): key for key in config.keys}
-        self._seen: dict[bytes, Key] = {}
         self.books: Books = Books(
             config,
             ledger,
@@ -268,46 +268,51 @@ class Runtime:
             raise TypeError(f"{model.policy.name} is not a policy")
         return Group(name, model, tuple(routes), policy, policy_key)
 
+    def _take_people(self, people: Snapshot) -> None:
+        self.people = people
+        self.config: Config = merged(self.configured, people)
+        """The configuration with what is in the database."""
+        self._keyring = Keyring(
+            self.config, people.credentials, self._pepper, local_sha256=self._local_sha256
+        )
+        self._access: dict[str, tuple[Key, Access]] = {}
+
+    def adopt(self, people: Snapshot) -> None:
+        """Go over to other keys, teams and budgets of the database; what was verified before is verified anew."""
+        self._take_people(people)
+        self.books = Books(self.config, self.ledger, previous=self.books, now=time.time())
+
     def authenticate(self, headers: Mapping[bytes, bytes]) -> Key:
         """The key of a request: ``Authorization: Bearer`` or ``x-api-key``. Raises ``AuthenticationError``."""
-        if not self.keys:
-            _same_site(headers)
-            return OPEN
-        given = headers.get(b"authorization") or headers.get(b"x-api-key") or b""
-        known = self._seen.get(given)
-        if known is not None:
-            return known
-        secret = headers.get(b"authorization")
-        if secret is not None:
-            scheme, _, secret = secret.partition(b" ")
-            if scheme.lower() != b"bearer":
-                raise errors.AuthenticationError(
-                    "The Authorization header is not a bearer token.",
-                    field="authorization",
-                    fix="Send 'Authorization: Bearer <key>' or 'x-api-key: <key>'.",
-                )
-        else:
-            secret = headers.get(b"x-api-key")
-        if not secret:
-            raise errors.AuthenticationError(
-                "No API key was given.",
-                field="authorization",
-                fix="Send 'Authorization: Bearer <key>' or 'x-api-key: <key>'.",
-            )
-        # The digest is looked up, not the secret: the time it takes tells nothing about any key.
-        key = self.keys.get(hashlib.sha256(secret.strip()).digest())
-        if key is None:
-            raise errors.AuthenticationError("The API key is not known here.", field="authorization")
-        if len(self._seen) < _SEEN:
-            # Only headers that proved right are kept, whole, and looked up by a keyed hash (Python's own).
-            self._seen[given] = key
-        return key
+        return self._keyring.authenticate(headers)
+
+    def access(self, key: Key) -> Access:
+        """What a key may use."""
+        found = self._access.get(key.name)
+        # Of a key that has changed, requests under way still have what it was.
+        if found is None or found[0] is not key:
+            found = self._access[key.name] = (key, self._access_of(key))
+        return found[1]
+
+    def _access_of(self, key: Key) -> Access:
+        owners: list[Key | Team] = [key]
+        if key.team is not None:
+            owners.append(self.config.teams.get(key.team, _NO_TEAM))
+        allowed = [frozenset(owner.endpoints) for owner in owners if owner.endpoints is not None]
+        endpoints = frozenset.intersection(*allowed) if allowed else None
+        return Access(
+            frozenset(
+                name
+                for name, group in self.groups.items()
+                if all(owner.models is None or name in owner.models for owner in owners)
+                and (endpoints is None or any(r.endpoint.name in endpoints for r in group.routes))
+            ),
+            endpoints,
+        )
 
     def group(self, model: str, key: Key) -> Group:
         """The model a key asked for. Raises ``ModelNotFoundError`` naming those it may use."""
-        group = self.groups.get(model)
-        allowed = key.models
-        if group is None or (allowed is not None and model not in allowed):
+        if model not in self.access(key).models:
             known = self.models_of(key)
             listed = ", ".join(known[:50]) + (f" and {len(known) - 50} more" if len(known) > 50 else "")
             raise errors.ModelNotFoundError(
@@ -315,8 +320,9 @@ class Runtime:
                 field="model",
                 fix=f"Known models: {listed or 'none'}.",
             )
-        return group
+        return self.groups[model]
 
     def models_of(self, key: Key) -> list[str]:
-        """The models that a key may use."""
-        return [name for name in self.groups if key.models is None or name in key.models]
+        """The models that a key may use, in the order of the configuration."""
+        allowed = self.access(key).models
+        return [name for name in self.groups if name in allowed]

@@ -96,8 +96,11 @@ class Settlements:
         worth = group.config.worth_usd
         # What it was predicted to be worth, whatever became of it: a failure must not make money look worthless.
         value = 1.0 if worth is None else worth * (1.0 if route.quality is None else route.quality)
-        joules = server_s * route.watts if route.watts else 0.0
-        job.sheet.spent(usd, tokens, server_s, value, now, joules, joules * route.gco2_per_joule)
+        power = route.power
+        joules = gco2 = 0.0
+        if power is not None:
+            joules, gco2 = power.joules(server_s), power.gco2(server_s) or 0.0
+        job.sheet.spent(usd, tokens, server_s, value, now, joules, gco2)
         policy = group.policy
         if policy.learns:
             known: dict[str, float] = {
@@ -108,7 +111,7 @@ class Settlements:
             }
             if usd is not None:
                 known["usd"] = usd
-            if route.watts is not None:
+            if power is not None:
                 known["joules"] = joules
             cost = Cost.of(known)
             policy.learn(

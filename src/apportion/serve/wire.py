@@ -11,12 +11,15 @@ Dialects: "chat", "completions", "embeddings" (OpenAI and compatible), "messages
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from enum import IntEnum
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import msgspec
 
+from apportion.measure.tokens import estimate_output_tokens
 from apportion.measure.usage import Usage
 
 
@@ -82,11 +85,31 @@ class _PromptDetails(msgspec.Struct, gc=False):
     cache_write_tokens: int | None = None
     cache_creation_tokens: int | None = None
     audio_tokens: int | None = None
+    image_tokens: int | None = None
 
 
-class _CompletionDetails(msgspec.Struct, gc=False):
+class _OutputDetails(msgspec.Struct, gc=False):
     reasoning_tokens: int | None = None
+    thinking_tokens: int | None = None
+    """Anthropic's word for reasoning."""
     audio_tokens: int | None = None
+    image_tokens: int | None = None
+
+
+class _ServerToolUse(msgspec.Struct, gc=False):
+    web_search_requests: int | None = None
+
+
+class _Cost(msgspec.Struct, gc=False):
+    """Perplexity's."""
+
+    total_cost: float | None = None
+
+
+class _CostDetails(msgspec.Struct, gc=False):
+    """OpenRouter's."""
+
+    upstream_inference_cost: float | None = None
 
 
 class _ChatUsage(msgspec.Struct, gc=False):
@@ -94,7 +117,7 @@ class _ChatUsage(msgspec.Struct, gc=False):
     completion_tokens: int | None = None
     total_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
     prompt_cache_hit_tokens: int | None = None
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
@@ -103,7 +126,14 @@ class _ChatUsage(msgspec.Struct, gc=False):
     input_tokens: int | None = None
     output_tokens: int | None = None
     input_tokens_details: _PromptDetails | None = None
-    output_tokens_details: _CompletionDetails | None = None
+    output_tokens_details: _OutputDetails | None = None
+    citation_tokens: int | None = None
+    num_search_queries: int | None = None
+    server_tool_use: _ServerToolUse | None = None
+    cost: float | _Cost | None = None
+    cost_details: _CostDetails | None = None
+    is_byok: bool | None = None
+    cost_in_usd_ticks: int | None = None
 
 
 class _Timings(msgspec.Struct, gc=False):
@@ -135,6 +165,7 @@ class _WholeChat(msgspec.Struct, gc=False):
     choices: list[_WholeChoice] | None = None
     usage: _ChatUsage | None = None
     timings: _Timings | None = None
+    service_tier: str | None = None
 
 
 class _CacheCreation(msgspec.Struct, gc=False):
@@ -142,8 +173,16 @@ class _CacheCreation(msgspec.Struct, gc=False):
     ephemeral_1h_input_tokens: int | None = None
 
 
-class _ThinkingDetails(msgspec.Struct, gc=False):
-    thinking_tokens: int | None = None
+class _Iteration(msgspec.Struct, gc=False):
+    """One sampling of several that made one Anthropic answer."""
+
+    type: str | None = None
+    model: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_creation: _CacheCreation | None = None
 
 
 class _MessagesUsage(msgspec.Struct, gc=False):
@@ -152,7 +191,11 @@ class _MessagesUsage(msgspec.Struct, gc=False):
     cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
     cache_creation: _CacheCreation | None = None
-    output_tokens_details: _ThinkingDetails | None = None
+    output_tokens_details: _OutputDetails | None = None
+    server_tool_use: _ServerToolUse | None = None
+    iterations: list[_Iteration] | None = None
+    service_tier: str | None = None
+    speed: str | None = None
 
 
 class _Block(msgspec.Struct, gc=False):
@@ -188,8 +231,13 @@ class _Part(msgspec.Struct, gc=False):
     refusal: str | None = None
 
 
+class _Action(msgspec.Struct, gc=False):
+    type: str | None = None
+
+
 class _Item(msgspec.Struct, gc=False):
     type: str | None = None
+    action: _Action | None = None
     content: list[_Part] | None = None
     summary: list[_Part] | None = None
     name: str | None = None
@@ -207,6 +255,7 @@ class _Response(msgspec.Struct, gc=False):
     incomplete_details: _Incomplete | None = None
     usage: _ChatUsage | None = None
     error: msgspec.Raw | None = None
+    service_tier: str | None = None
 
 
 class _WholeResponse(_Response, gc=False):
@@ -258,6 +307,10 @@ def dumps(value: object) -> bytes:
         return json.dumps(value, separators=(",", ":")).encode()
 
 
+_ABSURD = 10**15
+"""Stands for any number beyond it, infinity included."""
+
+
 def _count(value: object) -> int | None:
     """A token count from whatever was written there; None when it is no count."""
     if isinstance(value, str):
@@ -265,9 +318,9 @@ def _count(value: object) -> int | None:
             value = float(value)
         except ValueError:
             return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e15:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         return None
-    return int(value)
+    return int(min(max(value, -_ABSURD), _ABSURD))
 
 
 def _dict(value: object) -> dict[str, Any]:
@@ -285,19 +338,53 @@ def _lenient(cls: type[Any], value: object) -> Any:
     out = cls()
     for name in cls.__struct_fields__:
         if name in value:
-            nested = _NESTED.get((cls, name))
-            setattr(out, name, _lenient(nested, value[name]) if nested else _count(value[name]))
+            setattr(out, name, _READ.get(name, _count)(value[name]))
     return out
 
 
-_NESTED: dict[tuple[type[Any], str], type[Any]] = {
-    (_ChatUsage, "prompt_tokens_details"): _PromptDetails,
-    (_ChatUsage, "completion_tokens_details"): _CompletionDetails,
-    (_ChatUsage, "input_tokens_details"): _PromptDetails,
-    (_ChatUsage, "output_tokens_details"): _CompletionDetails,
-    (_MessagesUsage, "cache_creation"): _CacheCreation,
-    (_MessagesUsage, "output_tokens_details"): _ThinkingDetails,
+def _amount(value: object) -> float | None:
+    """Dollars from whatever was written there; None when it is no amount."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if 0 <= value < _MOST_USD else None
+
+
+def _cost(value: object) -> float | _Cost | None:
+    return _lenient(_Cost, value) if isinstance(value, dict) else _amount(value)
+
+
+def _flag(value: object) -> bool:
+    return value is True
+
+
+def _iterations(value: object) -> list[_Iteration]:
+    return [_lenient(_Iteration, v) for v in value if isinstance(v, dict)] if isinstance(value, list) else []
+
+
+_READ: dict[str, Callable[[object], Any]] = {
+    "prompt_tokens_details": partial(_lenient, _PromptDetails),
+    "input_tokens_details": partial(_lenient, _PromptDetails),
+    "completion_tokens_details": partial(_lenient, _OutputDetails),
+    "output_tokens_details": partial(_lenient, _OutputDetails),
+    "cache_creation": partial(_lenient, _CacheCreation),
+    "server_tool_use": partial(_lenient, _ServerToolUse),
+    "cost_details": partial(_lenient, _CostDetails),
+    "cost": _cost,
+    "total_cost": _amount,
+    "upstream_inference_cost": _amount,
+    "is_byok": _flag,
+    "iterations": _iterations,
+    "type": _str,
+    "model": _str,
+    "service_tier": _str,
+    "speed": _str,
 }
+"""How the fields are read that are no counts."""
 
 _NOT_ANSWER = frozenset(
     [
@@ -340,83 +427,179 @@ def _holds_content(value: object) -> bool:
 # --- usage ----------------------------------------------------------------------------------------
 
 
+_MOST_TOKENS = 10**8
+"""More than any model reads or writes at once: counts beyond it are no counts."""
+_MOST_USD = 10**6
+_USUAL_SERVICES = frozenset(("", "auto", "default", "standard", "on_demand"))
+
+
+def _service(*words: object) -> str:
+    """The class of service, from the first word that names an unusual one."""
+    return next((w[:32] for w in words if isinstance(w, str) and w not in _USUAL_SERVICES), "")
+
+
+def _sane(*counts: int | None) -> bool:
+    return all(count is None or 0 <= count <= _MOST_TOKENS for count in counts)
+
+
 def _chat_usage(u: _ChatUsage | None) -> Usage | None:
     """OpenAI's counts, with the departures of compatible servers put right.
 
-    Some leave reasoning out of ``completion_tokens`` but keep it in ``total_tokens`` (xAI reports it in the
-    details, Gemini nowhere); the total says what was billed. Counts that are all zero say nothing: None.
+    Some leave reasoning out of ``completion_tokens``, or the cached tokens out of ``prompt_tokens``, but keep them
+    in ``total_tokens`` (xAI reports its reasoning in the details, Gemini nowhere): the total says what was billed.
+    Parts that exceed their whole cannot be inside it. Counts that are below zero, absurd or all zero say
+    nothing: None.
     """
     if u is None:
         return None
     into = u.prompt_tokens if u.prompt_tokens is not None else u.input_tokens
     out = u.completion_tokens if u.completion_tokens is not None else u.output_tokens
-    into, out = max(into or 0, 0), max(out or 0, 0)
-    if into == 0 and out == 0:
+    into, out = into or 0, out or 0
+    if (into == 0 and out == 0) or not _sane(into, out):
         return None
     prompt = u.prompt_tokens_details or u.input_tokens_details or _PromptDetails()
-    completion = u.completion_tokens_details or u.output_tokens_details or _CompletionDetails()
+    completion = u.completion_tokens_details or u.output_tokens_details or _OutputDetails()
     cached = prompt.cached_tokens or u.prompt_cache_hit_tokens or u.cached_tokens
     cached = cached or u.cache_read_input_tokens or 0
     written = prompt.cache_write_tokens or prompt.cache_creation_tokens or u.cache_creation_input_tokens or 0
-    reasoning = completion.reasoning_tokens or u.reasoning_tokens or 0
+    reasoning = completion.reasoning_tokens or completion.thinking_tokens or u.reasoning_tokens or 0
+    if not _sane(cached, written, reasoning, u.total_tokens):
+        return None
+    citations = u.citation_tokens or 0
     beyond = (u.total_tokens or 0) - into - out
-    if beyond > 0 and (beyond == reasoning or (reasoning == 0 and cached == 0 and written == 0)):
+    cache = cached + written
+    if cache > into or (cache and beyond in (cache, cache + reasoning)):
+        into += cache
+        beyond -= cache
+    if reasoning > out or (reasoning and beyond == reasoning):
+        out += reasoning
+    elif beyond > 0 and reasoning == 0:
         out += beyond
         reasoning = beyond
+    searches = (
+        u.server_tool_use.web_search_requests if u.server_tool_use is not None else u.num_search_queries
+    )
     return Usage(
         input_tokens=into,
-        output_tokens=out,
-        cached_input_tokens=max(cached, 0),
-        cache_write_tokens=max(written, 0),
-        reasoning_tokens=max(reasoning, 0),
-        audio_input_tokens=max(prompt.audio_tokens or 0, 0),
-        audio_output_tokens=max(completion.audio_tokens or 0, 0),
+        output_tokens=out + (citations if _sane(citations) else 0),
+        cached_input_tokens=cached,
+        cache_write_tokens=written,
+        reasoning_tokens=reasoning,
+        audio_input_tokens=_within(prompt.audio_tokens, into),
+        audio_output_tokens=_within(completion.audio_tokens, out),
+        image_input_tokens=_within(prompt.image_tokens, into),
+        image_output_tokens=_within(completion.image_tokens, out),
+        web_searches=_within(searches, _MOST_TOKENS),
+        billed_units=_billed(u),
     )
+
+
+def _within(count: int | None, whole: int) -> int:
+    return count if count is not None and 0 <= count <= whole else 0
+
+
+def _billed(u: _ChatUsage) -> int | None:
+    """Pico-dollars that the provider says it charged: xAI's ticks, Perplexity's total, OpenRouter's cost.
+
+    With a key of the customer's own OpenRouter charges its fee, and the provider the rest.
+    """
+    ticks = u.cost_in_usd_ticks
+    if ticks is not None:
+        return ticks * 100 if 0 <= ticks < _MOST_USD * 10**10 else None
+    cost = u.cost.total_cost if isinstance(u.cost, _Cost) else u.cost
+    if cost is None or not 0 <= cost < _MOST_USD:
+        return None
+    total = Decimal(str(cost))
+    if u.is_byok and u.cost_details is not None:
+        passed_on = u.cost_details.upstream_inference_cost
+        total += Decimal(str(passed_on)) if passed_on is not None and 0 <= passed_on < _MOST_USD else 0
+    return round(total * 10**12)
 
 
 def _timings_usage(t: _Timings) -> Usage | None:
     """llama.cpp's own counts: ``prompt_n`` was computed, ``cache_n`` taken from the cache."""
-    cached, prompt, predicted = max(t.cache_n or 0, 0), max(t.prompt_n or 0, 0), max(t.predicted_n or 0, 0)
-    if cached + prompt + predicted == 0:
+    cached, prompt, predicted = t.cache_n or 0, t.prompt_n or 0, t.predicted_n or 0
+    if cached + prompt + predicted == 0 or not _sane(cached, prompt, predicted):
         return None
     return Usage(input_tokens=cached + prompt, output_tokens=predicted, cached_input_tokens=cached)
 
 
+_INPUTS = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+
+
 def _merge(old: _MessagesUsage | None, new: _MessagesUsage) -> _MessagesUsage:
-    """Anthropic's counts are cumulative over the stream, and each event may name only some of them."""
+    """Anthropic's counts are cumulative over the stream, and each event may name only some of them.
+
+    The last word counts; but compatible servers repeat input counts as zeros at the end, which is none.
+    """
     if old is None:
         return new
-    for name in ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"):
-        a, b = getattr(old, name), getattr(new, name)
-        setattr(old, name, b if a is None else a if b is None else max(a, b))
-    old.cache_creation = new.cache_creation or old.cache_creation
-    old.output_tokens_details = new.output_tokens_details or old.output_tokens_details
+    told = [(name, count) for name in _INPUTS if (count := getattr(new, name)) is not None]
+    if any(count for _, count in told):
+        for name, count in told:
+            setattr(old, name, count)
+    if new.output_tokens is not None:
+        old.output_tokens = max(old.output_tokens or 0, new.output_tokens)
+    for name in (
+        "cache_creation",
+        "output_tokens_details",
+        "server_tool_use",
+        "iterations",
+        "service_tier",
+        "speed",
+    ):
+        setattr(old, name, getattr(new, name) or getattr(old, name))
     return old
 
 
 def _messages_usage(u: _MessagesUsage | None) -> Usage | None:
-    """Anthropic's counts: ``input_tokens`` there leaves out what was read from and written to the cache."""
-    if u is None:
+    """Anthropic's counts: ``input_tokens`` there leaves out what was read from and written to the cache.
+
+    Its totals also leave out what ``iterations`` tells of compactions (billed like the rest) and of advisors:
+    those are another model, whose price is not known here, so the whole is marked as estimated.
+    """
+    if u is None or not _sane(u.input_tokens, u.output_tokens, *_cache_counts(u)):
         return None
-    read, fresh, out = (
-        max(u.cache_read_input_tokens or 0, 0),
-        max(u.input_tokens or 0, 0),
-        max(u.output_tokens or 0, 0),
-    )
-    split = u.cache_creation or _CacheCreation()
-    hour = max(split.ephemeral_1h_input_tokens or 0, 0)
-    written = max(u.cache_creation_input_tokens or 0, hour + max(split.ephemeral_5m_input_tokens or 0, 0))
-    if fresh + read + written + out == 0:
-        return None
-    thinking = u.output_tokens_details.thinking_tokens if u.output_tokens_details else None
-    return Usage(
-        input_tokens=fresh + read + written,
-        output_tokens=out,
+    read, written, hour = _cache_counts(u)
+    usage = Usage(
+        input_tokens=(u.input_tokens or 0) + read + written,
+        output_tokens=u.output_tokens or 0,
         cached_input_tokens=read,
         cache_write_tokens=written - hour,
         cache_write_1h_tokens=hour,
-        reasoning_tokens=max(thinking or 0, 0),
+        service=_service(u.service_tier, u.speed),
     )
+    for one in u.iterations or ():
+        if one.type in ("compaction", "advisor_message") and _sane(
+            one.input_tokens, one.output_tokens, *_cache_counts(one)
+        ):
+            read, written, hour = _cache_counts(one)
+            usage.input_tokens += (one.input_tokens or 0) + read + written
+            usage.output_tokens += one.output_tokens or 0
+            usage.cached_input_tokens += read
+            usage.cache_write_tokens += written - hour
+            usage.cache_write_1h_tokens += hour
+            usage.estimated = usage.estimated or one.type == "advisor_message"
+    if usage.input_tokens + usage.output_tokens == 0:
+        return None
+    details = u.output_tokens_details
+    if details is not None:
+        usage.reasoning_tokens = _within(details.thinking_tokens, usage.output_tokens)
+    if u.server_tool_use is not None:
+        usage.web_searches = _within(u.server_tool_use.web_search_requests, _MOST_TOKENS)
+    return usage
+
+
+def _cache_counts(u: _MessagesUsage | _Iteration) -> tuple[int, int, int]:
+    """Tokens read from the cache, written to it, and of these written for an hour.
+
+    The split by duration may come once, at the start of a stream in which server tools go on to write more: what
+    it does not cover is for an hour if all that it covers is.
+    """
+    split = u.cache_creation or _CacheCreation()
+    hour, short = split.ephemeral_1h_input_tokens or 0, split.ephemeral_5m_input_tokens or 0
+    written = max(u.cache_creation_input_tokens or 0, hour + short)
+    return u.cache_read_input_tokens or 0, written, written if hour > 0 == short else hour
 
 
 def usage_of(dialect: str, usage: object) -> Usage | None:
@@ -424,6 +607,18 @@ def usage_of(dialect: str, usage: object) -> Usage | None:
     if dialect == "messages":
         return _messages_usage(_lenient(_MessagesUsage, usage))
     return _chat_usage(_lenient(_ChatUsage, usage))
+
+
+def merge_messages_usage(old: Mapping[str, Any], new: object) -> dict[str, Any]:
+    """The raw ``usage`` of a messages stream after an event that says ``new``; the rule of ``StreamReader.usage``."""
+    told = {k: v for k, v in _dict(new).items() if v is not None}
+    if not any(_count(told.get(name)) for name in _INPUTS):
+        told = {k: v for k, v in told.items() if k not in _INPUTS or k not in old}
+    if "output_tokens" in old and (_count(told.get("output_tokens")) or 0) < (
+        _count(old["output_tokens"]) or 0
+    ):
+        told.pop("output_tokens", None)
+    return {**old, **told}
 
 
 # --- streams --------------------------------------------------------------------------------------
@@ -438,8 +633,9 @@ class StreamReader:
         error: the raw JSON of the error object (or the whole event where there is no inner object).
         output_chars: characters of answer so far (text, reasoning, refusals, tool names and arguments).
         output_events: events that carried content: for most servers, one token each.
-        usage_final: the usage covers the whole answer. Anthropic's ``message_start`` already gives usage,
-            exact for the input but not the output; when a stream breaks there, estimate the output.
+        usage_final: the usage covers all that has come. Anthropic's ``message_start`` already gives usage,
+            exact for the input but not the output, and so do others in a first chunk; when a stream breaks there,
+            estimate the output.
     """
 
     __slots__ = ("_usage", "error", "finish_reason", "model", "output_chars", "output_events", "usage_final")
@@ -466,6 +662,10 @@ class StreamReader:
         self.error = bytes(error) if isinstance(error, (msgspec.Raw, bytes, memoryview)) else dumps(error)
         return ERROR
 
+    def _says_output(self, tokens: int | None) -> bool:
+        """Whether a report of so many output tokens covers what has come: nothing for something covers nothing."""
+        return tokens is not None and (tokens > 0 or self.output_chars == 0)
+
     def _content(self, chars: int) -> Kind:
         self.output_events += 1
         self.output_chars += chars
@@ -475,16 +675,21 @@ class StreamReader:
 class _ChatReader(StreamReader):
     """Chat and text completions."""
 
-    __slots__ = ("_timings",)
+    __slots__ = ("_service", "_timings")
 
     def __init__(self) -> None:
         super().__init__()
         self._timings: _Timings | None = None
+        self._service = ""
 
     @property
     def usage(self) -> Usage | None:
         usage = _chat_usage(self._usage)
-        return _timings_usage(self._timings) if usage is None and self._timings is not None else usage
+        if usage is None and self._timings is not None:
+            usage = _timings_usage(self._timings)
+        if usage is not None:
+            usage.service = self._service
+        return usage
 
     def event(self, data: Buffer, event_name: bytes | None = None) -> Kind:
         try:
@@ -509,16 +714,18 @@ class _ChatReader(StreamReader):
                 chars += len(choice.text)
         if chars == 0:
             return self._tolerant(data, event_name)
-        if chunk.usage is not None:
-            self._note_usage(chunk.usage)
         self.output_events += 1
         self.output_chars += chars
+        self.usage_final = chunk.usage is not None and self._note_usage(chunk.usage)
         return CONTENT
 
-    def _note_usage(self, usage: _ChatUsage | None) -> None:
-        if _chat_usage(usage) is not None:
-            self._usage = usage
-            self.usage_final = True
+    def _note_usage(self, usage: _ChatUsage | None) -> bool:
+        """Take in a report; whether it says how much was produced."""
+        read = _chat_usage(usage)
+        if read is None:
+            return False
+        self._usage = usage
+        return read.output_tokens > 0
 
     def _tolerant(self, data: Buffer, event_name: bytes | None) -> Kind:
         if bytes(data).strip() == b"[DONE]":
@@ -535,11 +742,17 @@ class _ChatReader(StreamReader):
         if event_name == b"error" or (chunk.get("object") == "error" or chunk.get("type") == "error"):
             return self._fail(chunk)
         self.model = self.model or _str(chunk.get("model"))
-        for found in (chunk.get("usage"), _dict(chunk.get("x_groq")).get("usage")):
-            self._note_usage(_lenient(_ChatUsage, found))
-        self._timings = _lenient(_Timings, chunk.get("timings")) or self._timings
+        self._service = _service(chunk.get("service_tier")) or self._service
+        told = False
+        for found in (_dict(chunk.get("x_groq")).get("usage"), chunk.get("usage")):
+            told = self._note_usage(_lenient(_ChatUsage, found)) or told
+        timings = _lenient(_Timings, chunk.get("timings"))
+        if timings is not None:
+            self._timings = timings
+            told = told or self._usage is None
         choices = chunk.get("choices")
         if not choices:
+            self.usage_final = self.usage_final or told
             return USAGE if isinstance(chunk.get("usage"), dict) else META
         content = False
         chars = 0
@@ -549,7 +762,11 @@ class _ChatReader(StreamReader):
             for part in (choice.get("delta") or choice.get("message"), choice.get("text")):
                 content = content or _holds_content(part)
                 chars += _chars(part)
-        return self._content(chars) if content else META
+        if not content:
+            self.usage_final = self.usage_final or told
+            return META
+        self.usage_final = told
+        return self._content(chars)
 
 
 def _other_chars(delta: _Delta) -> int:
@@ -609,7 +826,7 @@ class _MessagesReader(StreamReader):
         elif kind == "message_delta":
             if event.usage is not None:
                 self._usage = _merge(self._usage, event.usage)
-                self.usage_final = event.usage.output_tokens is not None
+                self.usage_final = self._says_output(event.usage.output_tokens)
             if event.delta is not None and event.delta.stop_reason is not None:
                 self.finish_reason = event.delta.stop_reason
         return META
@@ -649,12 +866,42 @@ _FAILURES = frozenset(("error", "response.failed"))
 _RESPONSES_ENDS = frozenset(("response.completed", "response.incomplete", "response.cancelled"))
 
 
+def _item(value: dict[str, Any]) -> _Item:
+    action = value.get("action")
+    return _Item(
+        type=_str(value.get("type")),
+        name=_str(value.get("name")),
+        action=_Action(_str(action.get("type"))) if isinstance(action, dict) else None,
+    )
+
+
+def _count_search(item: _Item, searches: list[int]) -> None:
+    """Count a finished item of an answer that is a search of the web, or of files. (Opening a page is free.)"""
+    if item.type == "web_search_call":
+        searches[0] += item.action is None or item.action.type in (None, "search")
+    elif item.type == "file_search_call":
+        searches[1] += 1
+
+
+def _response_usage(raw: _ChatUsage | None, searches: list[int], service: str) -> Usage | None:
+    usage = _chat_usage(raw)
+    if usage is not None:
+        usage.web_searches, usage.file_searches = max(usage.web_searches, searches[0]), searches[1]
+        usage.service = service
+    return usage
+
+
 class _ResponsesReader(StreamReader):
-    __slots__ = ()
+    __slots__ = ("_searches", "_service")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._searches = [0, 0]
+        self._service = ""
 
     @property
     def usage(self) -> Usage | None:
-        return _chat_usage(self._usage)
+        return _response_usage(self._usage, self._searches, self._service)
 
     def event(self, data: Buffer, event_name: bytes | None = None) -> Kind:
         try:
@@ -683,10 +930,14 @@ class _ResponsesReader(StreamReader):
         response = event.response
         if response is not None:
             self.model = self.model or response.model
+            self._service = _service(response.service_tier) or self._service
             if response.usage is not None:
                 self._usage = response.usage
+        if kind == "response.output_item.done" and event.item is not None:
+            _count_search(event.item, self._searches)
         if kind in _RESPONSES_ENDS:
-            self.usage_final = self.usage is not None
+            usage = self.usage
+            self.usage_final = usage is not None and self._says_output(usage.output_tokens)
             self.finish_reason = kind.removeprefix("response.")
             if response is not None and response.incomplete_details is not None:
                 self.finish_reason = response.incomplete_details.reason or self.finish_reason
@@ -706,13 +957,14 @@ class _ResponsesReader(StreamReader):
             return BAD
         kind = _str(event.get("type")) or (event_name or b"").decode("utf-8", "replace")
         response, delta, item = event.get("response"), event.get("delta"), _dict(event.get("item"))
-        typed = _ResponsesEvent(item=_Item(name=_str(item.get("name"))))
+        typed = _ResponsesEvent(item=_item(item))
         if isinstance(response, dict):
             reason = _str(_dict(response.get("incomplete_details")).get("reason"))
             typed.response = _Response(
                 model=_str(response.get("model")),
                 usage=_lenient(_ChatUsage, response.get("usage")),
                 incomplete_details=_Incomplete(reason),
+                service_tier=_str(response.get("service_tier")),
             )
         if kind == "response.failed":
             self._mark(kind, typed)
@@ -758,6 +1010,7 @@ class _PlainChat(msgspec.Struct, gc=False):
 
     usage: _PlainUsage
     choices: list[_PlainChoice]
+    service_tier: Literal["default", "auto"] | None = None
 
 
 _decode_plain_chat = msgspec.json.Decoder(_PlainChat).decode
@@ -776,7 +1029,11 @@ def read_usage(dialect: str, body: Buffer) -> tuple[Usage | None, str | None, in
     try:
         plain = _decode_plain_chat(body if body.isascii() else str(body, "utf-8"))
         told = plain.usage
-        if plain.choices and 0 < told.prompt_tokens + told.completion_tokens == told.total_tokens:
+        if (
+            plain.choices
+            and 0 < told.completion_tokens < told.total_tokens <= _MOST_TOKENS
+            and told.prompt_tokens + told.completion_tokens == told.total_tokens
+        ):
             # What was produced is counted only where usage is missing.
             return Usage(told.prompt_tokens, told.completion_tokens), plain.choices[-1].finish_reason, 0
     except (ValueError, RecursionError):
@@ -796,7 +1053,17 @@ def read_usage(dialect: str, body: Buffer) -> tuple[Usage | None, str | None, in
     usage = _chat_usage(chat.usage)
     if usage is None and chat.timings is not None:
         usage = _timings_usage(chat.timings)
-    return usage, finish, chars
+    if usage is not None:
+        usage.service = _service(chat.service_tier)
+    return _with_output(usage, chars), finish, chars
+
+
+def _with_output(usage: Usage | None, chars: int) -> Usage | None:
+    """A usage that says nothing of an answer that is there gets its output counted."""
+    if usage is not None and usage.output_tokens == 0 and chars:
+        usage.output_tokens = estimate_output_tokens(chars)
+        usage.estimated = True
+    return usage
 
 
 def _read_message(body: Buffer) -> tuple[Usage | None, str | None, int]:
@@ -807,7 +1074,7 @@ def _read_message(body: Buffer) -> tuple[Usage | None, str | None, int]:
     chars = sum(
         len(b.text or b.thinking or b.name or "") + len(bytes(b.input)) for b in message.content or ()
     )
-    return _messages_usage(message.usage), message.stop_reason, chars
+    return _with_output(_messages_usage(message.usage), chars), message.stop_reason, chars
 
 
 def _read_response(body: Buffer) -> tuple[Usage | None, str | None, int]:
@@ -820,7 +1087,11 @@ def _read_response(body: Buffer) -> tuple[Usage | None, str | None, int]:
         for i in response.output or ()
     )
     reason = response.incomplete_details.reason if response.incomplete_details else None
-    return _chat_usage(response.usage), reason or response.status, chars
+    searches = [0, 0]
+    for item in response.output or ():
+        _count_search(item, searches)
+    usage = _response_usage(response.usage, searches, _service(response.service_tier))
+    return _with_output(usage, chars), reason or response.status, chars
 
 
 def _parts_chars(parts: Iterable[_Part] | None) -> int:
@@ -831,22 +1102,32 @@ def _read_tolerant(dialect: str, body: Buffer) -> tuple[Usage | None, str | None
     value = loads(body)
     if not isinstance(value, dict):
         raise ValueError("the body is not a JSON object")
-    usage = usage_of(dialect, value.get("usage"))
+    told, service = value.get("usage"), _service(value.get("service_tier"))
     if dialect == "messages":
-        return usage, _str(value.get("stop_reason")), _chars(value.get("content"))
+        chars = _chars(value.get("content"))
+        return _with_output(usage_of(dialect, told), chars), _str(value.get("stop_reason")), chars
     if dialect == "responses":
+        output = value.get("output")
+        searches = [0, 0]
+        for item in output if isinstance(output, list) else ():
+            _count_search(_item(_dict(item)), searches)
+        usage = _response_usage(_lenient(_ChatUsage, told), searches, service)
         reason = _str(_dict(value.get("incomplete_details")).get("reason"))
-        return usage, reason or _str(value.get("status")), _chars(value.get("output"))
+        chars = _chars(output)
+        return _with_output(usage, chars), reason or _str(value.get("status")), chars
+    usage = _chat_usage(_lenient(_ChatUsage, told))
     if usage is None:
         timings = _lenient(_Timings, value.get("timings"))
         usage = _timings_usage(timings) if timings else None
+    if usage is not None:
+        usage.service = service
     finish, chars = None, 0
     choices = value.get("choices")
     for choice in choices if isinstance(choices, list) else ():
         choice = _dict(choice)
         finish = _str(choice.get("finish_reason")) or finish
         chars += _chars(choice.get("message")) + _chars(choice.get("text"))
-    return usage, finish, chars
+    return _with_output(usage, chars), finish, chars
 
 
 def read_error(body: Buffer) -> ErrorInfo:

@@ -24,8 +24,8 @@ from apportion.serve.config.schema import Config
 from apportion.serve.gateway import Gateway
 from apportion.serve.http.client import Exchange, Pool, Target, Timeouts, TransportFailure, Watch
 from apportion.serve.http.server import Request, Responder, Server, ServerLimits
+from apportion.serve.keyring import Snapshot
 from apportion.serve.ledger.opening import Opened, open_ledger
-from apportion.serve.ledger.people import Snapshot, merged
 from apportion.serve.logs import configure as configure_logs
 from apportion.serve.meters import Meters
 from apportion.serve.probes import Probes
@@ -51,14 +51,19 @@ class Worker:
     """Everything of one worker. ``index`` counts from 0; ``directory`` is shared by all workers of a proxy."""
 
     def __init__(
-        self, config: Config, prices: Prices, opened: Opened, *, index: int, workers: int, directory: Path
+        self,
+        config: Config,
+        prices: Prices,
+        opened: Opened,
+        people: Snapshot,
+        *,
+        index: int,
+        workers: int,
+        directory: Path,
+        local_sha256: bytes | None = None,
     ) -> None:
         self.index = index
-        self._config = config
-        """As the file says; what the running one has in addition comes from the database."""
-        self._prices = prices
         self._opened = opened
-        self._people = Snapshot(version=-1)
         self._asking: asyncio.Future[Snapshot | None] | None = None
         self.workers = workers
         self._directory = directory
@@ -67,8 +72,19 @@ class Worker:
         self._records = Records(config.records.decisions, index)
         opened.ledger.saved_prices = lambda: self.gateway.runtime.books.saved_prices()
         opened.ledger.on_tick = self._ask_people
-        runtime = self._runtime(None)
+        runtime = Runtime(
+            config,
+            prices,
+            watch=self._watch,
+            meters=self._meters,
+            ledger=opened.ledger,
+            saved_prices=opened.prices,
+            people=people,
+            pepper=opened.people.pepper,
+            local_sha256=local_sha256,
+        )
         self.gateway = Gateway(runtime, self._meters, self._records, rng=random.Random())
+        self.gateway.admin.people = opened.people
         self.gateway.ready = self._not_ready
         self.gateway.sibling = self._ask_sibling
         self._tracer = Tracer.of(config.otel, config.log, self._meters, index)
@@ -83,36 +99,32 @@ class Worker:
 
     @classmethod
     async def open(
-        cls, config: Config, prices: Prices, *, index: int, workers: int, directory: Path
+        cls,
+        config: Config,
+        prices: Prices,
+        *,
+        index: int,
+        workers: int,
+        directory: Path,
+        local_sha256: bytes | None = None,
     ) -> Worker:
         """A worker whose ledger is open and whose keys are read. Raises ``LedgerError``."""
         opened = await open_ledger(config, random.Random())
         people = await opened.ledger.run(opened.people.snapshot)
-        self = cls(config, prices, opened, index=index, workers=workers, directory=directory)
-        self._adopt(people)
-        return self
-
-    def _runtime(self, previous: Runtime | None) -> Runtime:
-        return Runtime(
-            merged(self._config, self._people),
-            self._prices,
-            watch=self._watch,
-            meters=self._meters,
-            ledger=self._opened.ledger,
-            people=self._opened.people,
-            credentials=self._people.credentials,
-            saved_prices=self._opened.prices if previous is None else None,
-            previous=previous,
+        return cls(
+            config,
+            prices,
+            opened,
+            people,
+            index=index,
+            workers=workers,
+            directory=directory,
+            local_sha256=local_sha256,
         )
-
-    def _adopt(self, people: Snapshot) -> None:
-        """Go over to other keys, teams and budgets of the database."""
-        self._people = people
-        self.gateway.runtime = self._runtime(self.gateway.runtime)
 
     def _ask_people(self) -> None:
         """Once a second: have keys, teams or budgets changed in the database?"""
-        ledger, people, known = self._opened.ledger, self._opened.people, self._people.version
+        ledger, people, known = self._opened.ledger, self._opened.people, self.gateway.runtime.people.version
         if self._asking is not None or ledger.lost:
             return
 
@@ -130,7 +142,7 @@ class Worker:
             found = asked.result()
             if found is not None:
                 try:
-                    self._adopt(found)
+                    self.gateway.runtime.adopt(found)
                 except ApportionError as wrong:
                     logger.error("the keys, teams and budgets of the database do not fit: %s", wrong)
 
@@ -162,13 +174,14 @@ class Worker:
     def reload(self, config: Config, prices: Prices, addresses: Mapping[str, Address]) -> None:
         """Go over to another configuration; requests under way keep theirs. The limits on what clients send
         hold for open connections, too."""
-        before = (self._config, self._prices)
-        self._config, self._prices = config, prices
-        try:
-            runtime = self._runtime(self.gateway.runtime)
-        except BaseException:
-            self._config, self._prices = before
-            raise
+        runtime = Runtime(
+            config,
+            prices,
+            watch=self._watch,
+            meters=self._meters,
+            ledger=self._opened.ledger,
+            previous=self.gateway.runtime,
+        )
         self.gateway.runtime = runtime
         if self._server is not None:
             self._server.limits = _limits(config)
@@ -295,10 +308,15 @@ async def _main() -> int:
         nonlocal worker, drain_s
         async for kind, content in _frames(reader):
             if kind == "start":
-                config, prices, index, workers, directory, host, port, addresses = content
+                config, prices, index, workers, directory, local_sha256, host, port, addresses = content
                 configure_logs(config.log)
                 worker = await Worker.open(
-                    config, prices, index=index, workers=workers, directory=Path(directory)
+                    config,
+                    prices,
+                    index=index,
+                    workers=workers,
+                    directory=Path(directory),
+                    local_sha256=local_sha256,
                 )
                 drain_s = config.listen.drain_s
                 for name, address in addresses.items():

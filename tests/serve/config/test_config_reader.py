@@ -161,7 +161,7 @@ colour: red
             "-5",
         ),
         ("keys: [{name: a, secret: b, budget: {window: 1d}}]", "keys[0].budget", "Give `usd` or `tokens`"),
-        ("listen: {host: 0.0.0.0}", "listen.host", "Add `keys`"),
+        ("auth: {required: no}\nlisten: {host: 0.0.0.0}", "auth.required", "everybody needs a key"),
         ("prices: {usd: 2}", "prices.usd", "always worth 1"),
         ("prices: {joule: 1}", "prices.joule", "Did you mean `joules`?"),
         ("budgets: [{name: a, amount: 1}, {name: a, amount: 1}]", "budgets[1].name", "another budget"),
@@ -466,13 +466,18 @@ def test_files(tmp_path: Path) -> None:
 def test_override_is_checked_too() -> None:
     config = loads(GOOD, environ=ENV)
     assert override(config, port=0, host=None).listen.port == 0
-    with pytest.raises(ConfigError, match="there are no keys"):
-        override(config, host="0.0.0.0")
+    assert override(config, host="0.0.0.0").listen.host == "0.0.0.0"
     assert override(config, workers=64).listen.workers == 64
     with pytest.raises(ConfigError, match=r"command line: ledger.url: `memory` keeps books in one process"):
         override(loads(GOOD + "ledger: {url: memory}", environ=ENV), workers=2)
+    assert config.auth.required
+    open_ = override(config, required=False)
+    assert open_ == loads(GOOD + "auth: {required: false}", environ=ENV)
+    assert override(open_, port=0).auth.required is False
+    with pytest.raises(ConfigError, match=r"command line: auth\.required: '0\.0\.0\.0' can be reached"):
+        override(open_, host="0.0.0.0")
     for host in ("localhost", "127.0.0.2", "::1"):
-        assert override(config, host=host).listen.host == host
+        assert override(open_, host=host).listen.host == host
 
 
 def test_the_default_is_valid() -> None:

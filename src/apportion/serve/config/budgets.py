@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from apportion.core import budget as core
+from apportion.core import calendar
 from apportion.core.errors import ApportionError
 from apportion.core.resource import resource, resources
 from apportion.serve.config.convert import nearest
@@ -27,19 +28,19 @@ _CLIENTS: Final = ("user", "session")
 """Scopes whose names are the clients' to choose."""
 
 
-def budget_of(entry: Budget, scope: str | None = None) -> core.Budget:
-    """The budget that an entry means; ``scope`` (default: the entry's own) says whose account it is."""
-    calendar = entry.window if isinstance(entry.window, str) else None
-    length = entry.window if not isinstance(entry.window, str) else None
+def budget_of(entry: Budget) -> core.Budget:
+    """The budget that an entry means."""
+    unit = entry.window if isinstance(entry.window, str) else None
+    length_s = None if isinstance(entry.window, str) else entry.window
     return core.Budget(
         name=entry.name,
         resource=entry.resource,
         amount=entry.amount,
-        window_s=length if entry.refill_per_s is None else None,
+        window_s=length_s,
         refill_per_s=entry.refill_per_s,
-        scope=entry.scope if scope is None else scope,
+        scope=entry.scope,
         hard=entry.hard,
-        calendar=calendar,
+        calendar=unit,
         time_zone=entry.time_zone,
         sliding=entry.sliding,
         overdraft=entry.overdraft,
@@ -113,30 +114,21 @@ def _resource(path: Path, budget: Budget) -> Iterator[Fault]:
 def _window(path: Path, budget: Budget) -> Iterator[Fault]:
     if budget.window is not None and budget.refill_per_s is not None:
         yield Fault(path, "has both `window` and `refill_per_s`.", "Keep one of them.")
-    calendar = isinstance(budget.window, str)
-    if budget.sliding and (calendar or budget.window is None):
+    dated = isinstance(budget.window, str)
+    if budget.sliding and (dated or budget.window is None):
         fix = "Give a length, for example `window: 1h`."
         yield Fault((*path, "sliding"), "only a window with a length can slide.", fix)
     if budget.time_zone != "UTC":
-        if not known_zone(budget.time_zone):
+        if calendar.zone(budget.time_zone) is None:
             near = nearest(budget.time_zone, sorted(zoneinfo.available_timezones()))
             fix = near if near.startswith("Did") else "Use a name such as `Europe/Berlin`."
             yield Fault((*path, "time_zone"), f"there is no time zone {budget.time_zone!r}.", fix)
-        elif not calendar:
+        elif not dated:
             fix = "Use `window: day`, `week` or `month`, or remove it."
             yield Fault((*path, "time_zone"), "only a window of the calendar has a time zone.", fix)
     if budget.overdraft and not budget.hard:
         fix = "Remove it: a soft budget refuses nothing."
         yield Fault((*path, "overdraft"), "only a hard budget has an overdraft.", fix)
-
-
-def known_zone(name: str) -> bool:
-    """Whether this machine knows the time zone."""
-    try:
-        zoneinfo.ZoneInfo(name)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        return False
-    return True
 
 
 def _scope(path: Path, budget: Budget, config: Config, names: Callable[[str], set[str]]) -> Iterator[Fault]:

@@ -37,7 +37,7 @@ def faults(config: Config, names: Callable[[str], set[str]]) -> Iterator[Fault]:
     ``names("endpoints")`` are the names the file mentions there, also those whose own values are wrong, so
     that one mistake is not reported again wherever its name is used.
     """
-    yield from exposure(config, keys=bool(names("keys")))
+    yield from exposure(config)
     yield from books(config)
     yield from _headers(config.auth)
     for name, team in config.teams.items():
@@ -64,22 +64,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def exposure(config: Config, *, keys: bool | None = None) -> Iterator[Fault]:
-    """An open proxy that others can reach is refused. ``keys``: whether the file has any, right or wrong."""
+def exposure(config: Config) -> Iterator[Fault]:
+    """An open proxy that others can reach is refused."""
     host = config.listen.host
-    if is_loopback(host):
-        return
-    if not config.auth.required:
+    if not config.auth.required and not is_loopback(host):
         yield Fault(
             ("auth", "required"),
             f"{host!r} can be reached from other machines, where everybody needs a key.",
             "Remove it, or listen on 127.0.0.1.",
-        )
-    if not (config.keys if keys is None else keys):
-        yield Fault(
-            ("listen", "host"),
-            f"{host!r} can be reached from other machines, and there are no keys.",
-            "Add `keys`, or listen on 127.0.0.1.",
         )
 
 
@@ -101,7 +93,7 @@ def books(config: Config) -> Iterator[Fault]:
         )
     if config.ledger.redis is None:
         return
-    if not re.match(r"(rediss?|valkeys?|unix)://.", config.ledger.redis.reveal()):
+    if not re.match(r"(rediss?|unix)://.", config.ledger.redis.reveal()):
         yield Fault(("ledger", "redis"), "not an address of Redis.", "Write `redis://HOST:6379/0`.")
     if kind not in ("postgresql", None):
         yield Fault(

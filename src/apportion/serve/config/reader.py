@@ -68,10 +68,15 @@ def loads(
     return config
 
 
-def override(config: Config, **listen: str | int | None) -> Config:
-    """``config`` with keys of `listen` replaced by those given (None: kept); raises `ConfigError`."""
+def override(config: Config, *, required: bool | None = None, **listen: str | int | None) -> Config:
+    """``config`` with `auth.required` and keys of `listen` replaced by those given (None: kept).
+
+    Raises `ConfigError`.
+    """
+    replace = msgspec.structs.replace
     given = {name: value for name, value in listen.items() if value is not None}
-    changed = msgspec.structs.replace(config, listen=msgspec.structs.replace(config.listen, **given))
+    auth = config.auth if required is None else replace(config.auth, required=required)
+    changed = replace(config, auth=auth, listen=replace(config.listen, **given))
     wrong = [
         Problem(
             file="command line",

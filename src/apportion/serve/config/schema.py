@@ -65,7 +65,10 @@ class Listen(Struct, frozen=True, kw_only=True):
     """Where the proxy listens and how it starts and stops."""
 
     host: Annotated[
-        str, Meta(description="Address to listen on. An address other than loopback needs `keys`.")
+        str,
+        Meta(
+            description="Address to listen on. On one other than loopback every request needs a key (`auth`)."
+        ),
     ] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="TCP port; 0 lets the system choose one.")] = 8080
     workers: Annotated[int, Meta(ge=1, le=256, description="Processes that share the port.")] = 1
@@ -144,7 +147,7 @@ class Team(Struct, frozen=True, kw_only=True):
 
 
 class Key(Struct, frozen=True, kw_only=True):
-    """A key that clients authenticate with. Without any key the proxy is open (loopback only)."""
+    """A key that clients authenticate with. More are made with `apportion keys`."""
 
     name: Annotated[
         str, Meta(min_length=1, description="Shown in records and metrics in place of the secret; unique.")

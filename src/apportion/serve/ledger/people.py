@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -21,6 +21,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from apportion.core.errors import ApportionError
 from apportion.serve.config.schema import Budget, Key, KeyBudget, KeyLimits, Secret, Team
 from apportion.serve.keyring import RESERVED_NAMES, Credential, Snapshot, digest, new_secret
+from apportion.serve.ledger.balances import Balance, balances
 from apportion.serve.ledger.people_tables import audit, budgets, keys, settings, teams
 from apportion.serve.ledger.pepper import find_pepper, fingerprint
 
@@ -152,6 +153,13 @@ class People:
                 for row in found
             ]
 
+    def balances(
+        self, *, subjects: Sequence[str] | None = None, budgets: Sequence[str] | None = None
+    ) -> list[Balance]:
+        """What is left for these subjects, or of these budgets; see `balances`."""
+        with self._read() as connection:
+            return balances(connection, self._clock(), subjects=subjects, budgets=budgets)
+
     # keys
 
     def keys(self) -> list[StoredKey]:
@@ -270,11 +278,11 @@ class People:
 
     def create_budget(self, budget: Budget, actor: str) -> None:
         """Make a budget. Raises `TakenError`."""
-        if budget.name.startswith(("key:", "team:")):
+        if budget.name.startswith(("key:", "team:")) or "@" in budget.name:
             raise PeopleError(
-                f"A budget cannot be called {budget.name!r}: keys and teams name theirs so.",
+                f"A budget cannot be called {budget.name!r}.",
                 field="name",
-                fix=_RENAME,
+                fix="Names with '@', and those that begin with 'key:' or 'team:', are the proxy's own.",
             )
         self._create(budgets, "budget", budget.name, budget, actor)
 

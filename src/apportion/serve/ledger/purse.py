@@ -30,7 +30,6 @@ class Purse:
         "hard",
         "known",
         "lent",
-        "overdraft",
         "recalled",
         "reserved",
         "resource",
@@ -49,7 +48,7 @@ class Purse:
         self.reserved = 0
         self.spent = 0
         self.available = 0
-        """What the bank could lend when it last answered; below zero: overspent, or a soft budget passed."""
+        """What the bank could lend when it last answered, the overdraft included; below zero: a soft budget passed."""
         self.lent = 0
         """What others had of it unused then."""
         self.wait_s: float | None = None
@@ -67,13 +66,11 @@ class Purse:
         self.budget = budget
         self.resource = budget.resource
         self.hard = budget.hard
-        self.overdraft = budget.unit.to_units(budget.overdraft)
 
     @property
     def left(self) -> int:
-        """What a new request could take, as far as is known here: free, lendable, and the overdraft on top."""
-        left = self.free + self.available
-        return left + self.overdraft if left > 0 else left
+        """What a new request could take, as far as is known here: free, and what the bank could lend."""
+        return self.free + self.available
 
     def move(self, want: int, like: int) -> Move:
         """What has happened since the last one, said to the bank. ``spent`` starts anew."""

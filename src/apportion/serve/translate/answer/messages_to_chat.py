@@ -6,7 +6,7 @@ from apportion.serve.translate.common import JSON, ErrorLike, as_dict, as_list, 
 from apportion.serve.translate.common import Stream as BaseStream
 from apportion.serve.translate.errors import error_event
 from apportion.serve.translate.usage import chat_usage
-from apportion.serve.wire import dumps, loads, usage_of
+from apportion.serve.wire import dumps, loads, merge_messages_usage, usage_of
 
 FINISH_REASONS = {
     "end_turn": "stop",
@@ -159,7 +159,7 @@ class Stream(BaseStream):
 
     def _count(self, usage: object) -> None:
         """Anthropic's counts are cumulative; an event names only those that changed."""
-        self._usage.update({k: v for k, v in as_dict(usage).items() if v is not None})
+        self._usage = merge_messages_usage(self._usage, usage)
 
     def _start(self, index: int, block: JSON) -> bytes:
         kind = block.get("type")
