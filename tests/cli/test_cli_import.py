@@ -58,16 +58,14 @@ router_settings:
   cooldown_time: 30
   model_group_alias: {gpt-4: gpt-4o, lost: nowhere}
   fallbacks: [{gpt-4o: [claude]}]
-litellm_settings: {max_budget: 100, budget_duration: 1mo, callbacks: [langfuse], drop_params: true, cache: no}
+litellm_settings: {max_budget: 100, budget_duration: 2mo, callbacks: [langfuse], drop_params: true, cache: no}
 general_settings: {master_key: os.environ/MASTER_KEY, database_url: "postgres://x", max_parallel_requests: 7}
 """
 
 
 def read(imported: Imported) -> Config:
     """The imported configuration through the reader, with every variable set to an address."""
-    return loads(
-        imported.text("config.yaml"), environ=dict.fromkeys(imported.variables(), "https://set.example")
-    )
+    return loads(imported.text("config.yaml"), environ=imported.stand_ins())
 
 
 def one(params: dict[str, Any], **more: Any) -> Imported:
@@ -91,7 +89,7 @@ def test_a_full_configuration() -> None:
     assert (gpt.retries.attempts, gpt.retries.backoff_s) == (3, 1)
     assert config.models["gpt-4"] == gpt
     azure, openai = config.endpoints["azure-my-deploy"], config.endpoints["openai-gpt-4o"]
-    assert azure.base_url == "https://set.example/openai/v1"
+    assert azure.base_url == "http://set-later/openai/v1"
     assert openai.price == TokenPrices(input_usd_per_mtok=2.5, output_usd_per_mtok=10.0)
     assert (openai.timeouts.total_s, openai.timeouts.first_token_s, openai.slots) == (30, 10, 20)
     assert openai.headers == {"OpenAI-Organization": Secret("org-1")}
@@ -105,8 +103,11 @@ def test_a_full_configuration() -> None:
     assert embed.apis == ["embeddings"]
     assert embed.price == TokenPrices(input_usd_per_mtok=0.02, output_usd_per_mtok=0.0)
     assert config.keys[0].admin
-    assert config.keys[0].limits.parallel == 7
-    assert (config.budgets[0].amount, config.budgets[0].window) == (100, 30 * 86400)
+    assert config.auth.required
+    assert (config.budgets[0].amount, config.budgets[0].window) == (100, 60 * 86400)
+    parallel = config.budgets[1]
+    assert (parallel.resource, parallel.amount, parallel.scope) == ("parallel", 7, "endpoint")
+    assert config.ledger.url == Secret("postgresql://x")
     missing = {item.path for item in imported.missing}
     assert missing == {
         "model_list[0].litellm_params.api_version",
@@ -169,6 +170,107 @@ def test_limits_are_enforced_only_where_litellm_would() -> None:
             ("requests", 5, 60, "endpoint:openai-a"),
             ("tokens", 100, 60, "endpoint:openai-a"),
         ]
+
+
+def spending(**sections: Any) -> tuple[Config, dict[str, str]]:
+    imported = one({"model": "openai/a"}, **sections)
+    return read(imported), dict(imported.missing)
+
+
+@pytest.mark.parametrize(
+    ("duration", "window"),
+    [
+        ("1d", "day"),
+        ("24h", "day"),
+        ("7d", "week"),
+        ("30d", "month"),
+        ("1mo", "month"),
+        ("10d", 10 * 86_400),
+        ("30m", 1800),
+        (None, None),
+        ("often", None),
+    ],
+)
+def test_durations_follow_the_calendar_as_theirs(duration: str | None, window: str | float | None) -> None:
+    settings = {"max_budget": 5, "budget_duration": duration, "timezone": "US/Eastern"}
+    config, missing = spending(litellm_settings=settings)
+    budget = config.budgets[0]
+    assert (budget.scope, budget.resource, budget.amount, budget.window) == ("all", "usd", 5, window)
+    assert budget.time_zone == ("US/Eastern" if isinstance(window, str) else "UTC")
+    assert ("litellm_settings.budget_duration" in missing) == (duration == "often")
+
+
+def test_budgets_of_users_keys_and_deployments() -> None:
+    most = {"max_budget": 10, "budget_duration": "30d", "rpm_limit": 30, "tpm_limit": 6000, "duration": "1y"}
+    imported = convert(
+        json.dumps(
+            {
+                "model_list": [
+                    {"model_name": n, "litellm_params": {"model": "openai/a", "max_budget": 3}} for n in "mn"
+                ],
+                "litellm_settings": {
+                    "max_end_user_budget": 0.5,
+                    "default_soft_budget": 7,
+                    "upperbound_key_generate_params": {**most, "max_parallel_requests": 4},
+                },
+                "general_settings": {"master_key": "sk-1", "global_max_parallel_requests": 64},
+            }
+        )
+    )
+    found = [
+        (b.scope, b.resource, b.amount, b.window, b.refill_per_s, b.hard) for b in read(imported).budgets
+    ]
+    assert found == [
+        ("endpoint:openai-a", "usd", 3, None, None, True),
+        ("user", "usd", 0.5, None, None, True),
+        ("key", "usd", 7, None, None, False),
+        ("all", "parallel", 64, None, None, True),
+        ("key", "usd", 10, "month", None, True),
+        ("key", "requests", 30, None, 0.5, True),
+        ("key", "tokens", 6000, None, 100.0, True),
+        ("key", "parallel", 4, None, None, True),
+    ]
+    assert {item.path for item in imported.missing} == {
+        "litellm_settings.max_end_user_budget",
+        "litellm_settings.upperbound_key_generate_params.duration",
+    }
+
+
+def test_the_books_are_in_their_database_and_redis_lends() -> None:
+    config, missing = spending(
+        general_settings={
+            "database_url": "os.environ/DATABASE_URL",
+            "allow_requests_on_db_unavailable": True,
+        },
+        router_settings={"redis_host": "cache", "redis_port": 6380, "redis_password": "p/w@1"},
+    )
+    assert config.ledger.url == Secret("postgresql://set-later/books")
+    assert config.ledger.redis == Secret("redis://:p%2Fw%401@cache:6380/0")
+    assert "`ledger.when_lost`" in missing["general_settings.allow_requests_on_db_unavailable"]
+    config, missing = spending(
+        general_settings={"database_url": "postgresql://a:b@h/l?connection_limit=5"},
+        router_settings={"redis_url": "os.environ/REDIS_URL"},
+    )
+    assert config.ledger.url == Secret("postgresql://a:b@h/l")
+    assert config.ledger.redis == Secret("redis://set-later")
+    assert "after `?`" in missing["general_settings.database_url"]
+
+
+def test_redis_alone_keeps_no_books() -> None:
+    config, missing = spending(router_settings={"redis_host": "cache"})
+    assert config.ledger.redis is None
+    assert "PostgreSQL" in missing["router_settings.redis_host"]
+
+
+def test_who_clients_are() -> None:
+    config, _ = spending()
+    assert not config.auth.required
+    config, _ = spending(general_settings={"master_key": "sk-1", "user_header_name": "X-OpenWebUI-User-Id"})
+    assert (config.auth.required, config.auth.user_header) == (True, "x-openwebui-user-id")
+    roles = [("X-Staff", "internal_user"), ("X-Customer", "customer")]
+    mappings = [{"header_name": name, "litellm_user_role": role} for name, role in roles]
+    config, _ = spending(general_settings={"user_header_mappings": mappings})
+    assert config.auth.user_header == "x-customer"
 
 
 def test_the_same_deployment_twice_is_one_endpoint_and_others_are_told_apart() -> None:

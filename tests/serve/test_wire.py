@@ -61,10 +61,10 @@ def test_a_plain_chat_stream():
     )
     assert kinds == [META, CONTENT, CONTENT, META, USAGE, DONE]
     assert reader.usage == Usage(input_tokens=9, output_tokens=12)
-    assert (reader.finish_reason, reader.model, reader.output_chars, reader.output_events) == (
+    assert (reader.finish_reason, reader.model, reader.output_bytes, reader.output_events) == (
         "stop",
         "m",
-        12,
+        13,
         2,
     )
     assert reader.usage_final
@@ -362,9 +362,9 @@ def test_everything_that_is_content(delta: dict[str, Any], chars: int, warm: boo
     reader = stream_reader("chat")
     if warm:
         feed(reader, chunk({"content": "x"}))
-    before = reader.output_chars
+    before = reader.output_bytes
     kind = feed(reader, chunk(delta))
-    assert reader.output_chars - before == chars
+    assert reader.output_bytes - before == chars
     assert kind == [CONTENT]
 
 
@@ -372,7 +372,7 @@ def test_completions_and_several_choices():
     reader = stream_reader("completions")
     choices = [{"index": i, "text": "ab", "finish_reason": None} for i in range(3)]
     assert feed(reader, *[{"choices": choices}] * 2) == [CONTENT, CONTENT]
-    assert reader.output_chars == 12
+    assert reader.output_bytes == 12
 
 
 @pytest.mark.parametrize(
@@ -514,7 +514,7 @@ def test_no_well_formed_object_is_bad_or_raises(
             event["type"] = name.decode()
         assert reader.event(json.dumps(event).encode(), name) != BAD
         assert reader.usage is None or reader.usage.input_tokens >= 0
-        assert reader.output_chars >= 0
+        assert reader.output_bytes >= 0
         usage, _, chars = read_usage(dialect, json.dumps(event).encode())
         assert chars >= 0
         assert usage is None or usage.output_tokens >= 0
@@ -581,7 +581,8 @@ def test_a_messages_stream(named: bool):
     assert feed(reader, end, {"type": "message_stop"}, names=named) == [META, DONE]
     assert reader.usage == Usage(160, 42, 100, 20, 30, 9)
     assert reader.usage_final
-    assert (reader.finish_reason, reader.model, reader.output_chars) == ("tool_use", "claude", 12)
+    assert (reader.finish_reason, reader.model, reader.output_bytes) == ("tool_use", "claude", 13)
+    assert reader.output_events == 4, "a signature is no text"
 
 
 def test_messages_usage_merges_what_each_event_names():
@@ -753,7 +754,7 @@ def test_a_responses_stream():
     )
     assert kinds == [META, META, META, META, CONTENT, META, CONTENT, CONTENT, CONTENT, DONE]
     assert reader.usage == Usage(30, 20, 10, 5, 0, 8)
-    assert (reader.finish_reason, reader.model, reader.output_chars) == ("completed", "gpt", 10)
+    assert (reader.finish_reason, reader.model, reader.output_bytes) == ("completed", "gpt", 10)
     assert reader.usage_final
 
 

@@ -49,9 +49,7 @@ def litellm(file: str, output: str | None, force: bool, json_: bool) -> None:
     problems: ConfigError | None = None
     try:
         # Whether the variables are set is a matter of where the proxy will run.
-        loads(
-            text, output or "apportion.yaml", environ=dict.fromkeys(imported.variables(), "http://set-later")
-        )
+        loads(text, output or "apportion.yaml", environ=imported.stand_ins())
     except ConfigError as error:
         problems = error
     if json_:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import yaml
 
@@ -99,6 +100,7 @@ _DEPLOYMENT_KEYS = {
     *("model", "custom_llm_provider", "litellm_credential_name"),
     *("api_base", "base_url", "api_key", "api_version", "organization", "extra_headers", "headers"),
     *("rpm", "tpm", "weight", "timeout", "stream_timeout", "max_parallel_requests", "tags"),
+    *("max_budget", "budget_duration"),
     *_COSTS,
 }
 _INFO_KEYS = {
@@ -112,6 +114,10 @@ _MODES = {
     "embedding": ["embeddings"],
     "responses": ["responses"],
 }
+
+
+_CALENDAR = {"24h": "day", "1d": "day", "7d": "week", "1w": "week", "30d": "month", "1mo": "month"}
+"""docs.litellm.ai/docs/proxy/budget_reset_and_tz"""
 
 
 class Missing(NamedTuple):
@@ -150,6 +156,15 @@ class Imported(NamedTuple):
         """The environment variables that the configuration needs."""
         return set(re.findall(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", yaml.safe_dump(self.config)))
 
+    def stand_ins(self) -> dict[str, str]:
+        """A value for each of `variables` with which the configuration can be checked."""
+        found = dict.fromkeys(self.variables(), "http://set-later")
+        ledger = self.config.get("ledger", {})
+        for name, address in (("url", "postgresql://set-later/books"), ("redis", "redis://set-later")):
+            if match := re.fullmatch(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", ledger.get(name, "")):
+                found[match[1]] = address
+        return found
+
 
 class _Plain(yaml.SafeDumper):
     """Writes what is shared each time, instead of anchors."""
@@ -159,10 +174,12 @@ class _Plain(yaml.SafeDumper):
 
 
 _COMMENTS = {
+    "auth": "How clients show who they are.",
     "keys": "Who may use the proxy.",
     "endpoints": "Where answers come from: one for each deployment.",
     "models": "What clients ask for.",
     "budgets": "What may be spent.",
+    "ledger": "Where the books are kept.",
 }
 
 
@@ -203,8 +220,16 @@ class _Import:
         models = self._models()
         keys = self._keys()
         self._spending()
+        ledger = self._ledger()
         self._leftovers()
-        config = {"keys": keys, "endpoints": self._endpoints, "models": models, "budgets": self._budgets}
+        config = {
+            "auth": self._auth(),
+            "keys": keys,
+            "endpoints": self._endpoints,
+            "models": models,
+            "budgets": self._budgets,
+            "ledger": ledger,
+        }
         return Imported({name: part for name, part in config.items() if part}, self._missing)
 
     def _lacks(self, path: str, why: str) -> None:
@@ -239,6 +264,7 @@ class _Import:
         self._unknown_keys(path, params, info)
         place = self._place(str(info.get("id") or f"{name}-{upstream}"), endpoint)
         self._limits(place, params)
+        self._budget(f"{path}.litellm_params", f"{place} budget", f"endpoint:{place}", params)
         target: dict[str, Any] = {"endpoint": place}
         weight = next((params[k] for k in ("weight", "rpm", "tpm") if _number(params.get(k))), None)
         if weight is not None:
@@ -390,31 +416,123 @@ class _Import:
         master = self._general.get("master_key")
         if not master:
             return []
-        key: dict[str, Any] = {"name": "master", "secret": _text(master), "admin": True}
-        if parallel := _number(self._general.get("max_parallel_requests")):
-            key["limits"] = {"parallel": int(parallel)}
-        return [key]
+        return [{"name": "master", "secret": _text(master), "admin": True}]
+
+    def _auth(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if not self._general.get("master_key"):
+            found["required"] = False  # without a master key LiteLLM asks for none
+        header = self._general.get("user_header_name")
+        for mapping in map(_mapping, _list(self._general.get("user_header_mappings"))):
+            if mapping.get("litellm_user_role") == "customer":
+                header = mapping.get("header_name", header)
+        if header:
+            found["user_header"] = str(header).lower()
+        return found
 
     def _spending(self) -> None:
-        amount = _number(self._litellm.get("max_budget"))
-        if amount is None:
+        """Budgets and limits of the whole proxy, of each end user and of each key."""
+        self._budget("litellm_settings", "max_budget", "all", self._litellm)
+        each_user = _number(self._litellm.get("max_end_user_budget"))
+        if each_user is not None:
+            self._budgets.append({"name": "max_end_user_budget", "amount": each_user, "scope": "user"})
+            self._lacks(
+                "litellm_settings.max_end_user_budget",
+                "end users of two teams are two, whatever their names.",
+            )
+        soft = _number(self._litellm.get("default_soft_budget"))
+        if soft is not None:
+            self._budgets.append(
+                {"name": "default_soft_budget", "amount": soft, "scope": "key", "hard": False}
+            )
+        for name, scope in (("global_max_parallel_requests", "all"), ("max_parallel_requests", "endpoint")):
+            if most := _number(self._general.get(name)):
+                self._budgets.append(
+                    {"name": name, "resource": "parallel", "amount": int(most), "scope": scope}
+                )
+        most_of_a_key = _mapping(self._litellm.get("upperbound_key_generate_params"))
+        path = "litellm_settings.upperbound_key_generate_params"
+        self._budget(path, "upperbound max_budget", "key", most_of_a_key)
+        for name, resource in (("rpm_limit", "requests"), ("tpm_limit", "tokens")):
+            if most := _number(most_of_a_key.get(name)):
+                rate = {"resource": resource, "amount": int(most), "refill_per_s": most / 60, "scope": "key"}
+                self._budgets.append({"name": f"upperbound {name}"} | rate)
+        if most := _number(most_of_a_key.get("max_parallel_requests")):
+            parallel = {"resource": "parallel", "amount": int(most), "scope": "key"}
+            self._budgets.append({"name": "upperbound max_parallel_requests"} | parallel)
+        known = {"max_budget", "budget_duration", "rpm_limit", "tpm_limit", "max_parallel_requests"}
+        for name in most_of_a_key:
+            if name not in known:
+                self._lacks(f"{path}.{name}", "`apportion keys create` sets it for each key.")
+
+    def _budget(self, path: str, name: str, scope: str, settings: Mapping[str, Any]) -> None:
+        """``max_budget`` dollars in each ``budget_duration`` of ``settings``."""
+        amount = _number(settings.get("max_budget"))
+        if amount is None or any(budget["name"] == name for budget in self._budgets):
             return
-        budget: dict[str, Any] = {"name": "max_budget", "resource": "usd", "amount": amount}
-        text = str(self._litellm.get("budget_duration") or "forever")
+        window = self._window(f"{path}.budget_duration", settings.get("budget_duration"))
+        budget: dict[str, Any] = {"name": name, "amount": amount, "scope": scope, "window": window}
+        zone = self._litellm.get("timezone")
+        if zone and window in ("day", "week", "month"):
+            budget["time_zone"] = str(zone)
+        self._budgets.append(budget)
+
+    def _window(self, path: str, duration: object) -> str:
+        """LiteLLM's days, weeks and months follow the calendar."""
+        text = str(duration or "forever")
+        if text in _CALENDAR:
+            return _CALENDAR[text]
         months = re.fullmatch(r"(\d+)mo", text)
         if months:
-            text = f"{int(months[1]) * 30}d"
-            self._lacks("litellm_settings.budget_duration", f"a month counts as 30 days ({text}).")
-        if text != "forever" and duration_s(text) is None:
+            days = f"{int(months[1]) * 30}d"
+            self._lacks(path, f"{months[1]} months count as {days}.")
+            return days
+        if text != "forever" and not duration_s(text):
+            self._lacks(path, f"{text!r} is not a duration; the budget is for ever.")
+            return "forever"
+        return text
+
+    def _ledger(self) -> dict[str, Any]:
+        """The database, with this proxy's own tables beside LiteLLM's, and Redis in front of it."""
+        found: dict[str, Any] = {}
+        url = self._general.get("database_url")
+        if url:
+            text = re.sub(r"^postgres://", "postgresql://", _text(url))
+            found["url"], _, query = text.partition("?")
             self._lacks(
-                "litellm_settings.budget_duration", f"{text!r} is not a duration; the budget is for ever."
+                "general_settings.database_url",
+                "keys, teams and what they have spent stay in LiteLLM's tables; make them with `apportion keys`"
+                + (" (its parameters after `?` are left out)." if query else "."),
             )
-            text = "forever"
-        self._budgets.append(budget | {"window": text})
+        redis = self._redis()
+        if redis and url:
+            found["redis"] = redis
+        elif redis:
+            self._lacks("router_settings.redis_host", "Redis only lends; give `ledger.url` a PostgreSQL.")
+        if self._general.get("allow_requests_on_db_unavailable"):
+            why = (
+                "while the database is lost, requests go on as far as budgets were lent (`ledger.when_lost`)."
+            )
+            self._lacks("general_settings.allow_requests_on_db_unavailable", why)
+        return found
+
+    def _redis(self) -> str | None:
+        settings = self._router
+        if settings.get("redis_url"):
+            return _text(settings["redis_url"])
+        if not settings.get("redis_host"):
+            return None
+        password = settings.get("redis_password")
+        user = f":{_in_address(password)}@" if password else ""
+        port = _text(settings.get("redis_port") or 6379)
+        return f"redis://{user}{_text(settings['redis_host'])}:{port}/{_text(settings.get('redis_db') or 0)}"
 
     def _leftovers(self) -> None:
         taken = {
-            "litellm_settings": {"num_retries", "request_timeout", "max_budget", "budget_duration"},
+            "litellm_settings": {
+                *("num_retries", "request_timeout", "max_budget", "budget_duration", "timezone"),
+                *("max_end_user_budget", "default_soft_budget", "upperbound_key_generate_params"),
+            },
             "router_settings": {
                 "routing_strategy",
                 "model_group_alias",
@@ -424,8 +542,13 @@ class _Import:
                 "stream_timeout",
                 "allowed_fails",
                 "cooldown_time",
+                *("redis_url", "redis_host", "redis_port", "redis_password", "redis_db"),
             },
-            "general_settings": {"master_key", "max_parallel_requests"},
+            "general_settings": {
+                *("master_key", "max_parallel_requests", "global_max_parallel_requests"),
+                *("user_header_name", "user_header_mappings"),
+                *("database_url", "allow_requests_on_db_unavailable"),
+            },
         }
         for section, known in taken.items():
             for key, value in _mapping(self._source.get(section)).items():
@@ -451,7 +574,20 @@ _WHY = {
     "json_logs": "use `log.format: json`.",
     "cache": "answers are not cached.",
     "cache_params": "answers are not cached.",
-    "database_url": "keys and budgets are in the configuration.",
+    "provider_budget_config": "give each endpoint a budget with `scope: endpoint:NAME`.",
+    "tag_budget_config": "tags have no budgets; give keys or teams one.",
+    "default_team_settings": "name the team in `teams`, with its `budget` and `limits`.",
+    "default_team_params": "name the team in `teams`, with its `budget` and `limits`.",
+    "default_key_generate_params": "`apportion keys create` takes budget and limits of each key.",
+    "default_internal_user_params": "internal users are teams or keys here.",
+    "max_internal_user_budget": "internal users are teams or keys here; give each a `budget`.",
+    "internal_user_budget_duration": "internal users are teams or keys here; give each a `budget`.",
+    "max_end_user_budget_id": "write the budget itself: `scope: user`.",
+    "enforce_user_param": "a request without `user` falls under no budget of scope `user`.",
+    "store_model_in_db": "models are in the configuration.",
+    "alerting": "use /metrics.",
+    "proxy_batch_write_at": "use `ledger.commit_s`; what is not written yet is in a journal.",
+    "disable_spend_logs": "the books need every entry.",
     "environment_variables": "set them in the environment.",
     "enable_pre_call_checks": "endpoints that cannot serve a request are always left out.",
     "optional_pre_call_checks": "limits are always enforced.",
@@ -482,6 +618,12 @@ def _text(value: object) -> str:
     if match := re.fullmatch(r"os\.environ/([A-Za-z_][A-Za-z0-9_]*)", text):
         return f"${{{match[1]}}}"
     return text.replace("${", "$${")
+
+
+def _in_address(password: object) -> str:
+    """A password inside an address; one in the environment must be percent-encoded there."""
+    text = _text(password)
+    return text if text.startswith("${") else quote(text.replace("$${", "${"), safe="")
 
 
 def _number(value: object) -> float | int | None:

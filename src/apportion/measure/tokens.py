@@ -291,12 +291,12 @@ class TokenRates:
     Constant memory; a few microseconds a report, but a few milliseconds for those that are looked at closely (the
     first, then ever fewer, at last one in 256).
 
-    Measured on the lengths of 597 questions of 76 kinds and the reports of two models for each (RouterArena): bytes over
-    four is off by 12% and 21% on average, and by -6% and +20% in total; learned bytes by 14% and 7%, and by 2% and 1%
-    in total. On English texts, questions and programs in cl100k and o200k tokens the scaled estimate of a request's
-    text is off by 6% on average at 300 characters, 4% at 2,000, 3% at 8,000 and more (one in three within 2%), and by
-    -0.2% to +3.5% in total; learned bytes by 12%, 10%, 9%. Answers cut at random: a token an event, exact; 2 to 8
-    tokens an event 1% to 5% off, 1% in total (before anything is learned: 13%).
+    Measured on the lengths of 597 questions of 76 kinds and the reports of two models for each (RouterArena): bytes
+    over four is off by 12% and 21% on average, and by -6% and +20% in total; learned bytes by 14% and 7%, and by 2%
+    and 1% in total. On English texts, questions and programs in cl100k and o200k tokens the scaled estimate of a
+    request's text is off by 6% on average at 300 characters, 4% at 2,000, 3% at 8,000 and more (one in three within
+    2%), and by -0.2% to +3.5% in total; learned bytes by 12%, 10%, 9%. Answers cut at random: a token an event, exact;
+    2 to 8 tokens an event 1% to 5% off, 1% in total (before anything is learned: 13%).
     """
 
     __slots__ = (

@@ -403,14 +403,21 @@ _NOT_ANSWER = frozenset(
 )
 
 
-def _chars(value: object) -> int:
-    """Characters of answer text anywhere inside ``value``; identifiers, marks and binary data left out."""
+def _size(text: str | None) -> int:
+    """UTF-8 bytes of ``text``."""
+    if not text:
+        return 0
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def _sizes(value: object) -> int:
+    """Bytes of answer text anywhere inside ``value``; identifiers, marks and binary data left out."""
     if isinstance(value, str):
-        return len(value)
+        return _size(value)
     if isinstance(value, list):
-        return sum(map(_chars, value))
+        return sum(map(_sizes, value))
     if isinstance(value, dict):
-        return sum(_chars(v) for k, v in value.items() if k not in _NOT_ANSWER)
+        return sum(_sizes(v) for k, v in value.items() if k not in _NOT_ANSWER)
     return 0
 
 
@@ -631,23 +638,29 @@ class StreamReader:
         finish_reason: the upstream's own word, of the last choice that ended; None while none has.
         model: the name the upstream gives.
         error: the raw JSON of the error object (or the whole event where there is no inner object).
-        output_chars: characters of answer so far (text, reasoning, refusals, tool names and arguments).
-        output_events: events that carried content: for most servers, one token each.
+        output_bytes: UTF-8 bytes of answer so far (text, reasoning, refusals, tool names and arguments): nearer to
+            tokens than characters are.
+        output_events: events that carried text of the answer: for most servers, one token each.
         usage_final: the usage covers all that has come. Anthropic's ``message_start`` already gives usage,
             exact for the input but not the output, and so do others in a first chunk; when a stream breaks there,
             estimate the output.
     """
 
-    __slots__ = ("_usage", "error", "finish_reason", "model", "output_chars", "output_events", "usage_final")
+    __slots__ = ("_usage", "error", "finish_reason", "model", "output_bytes", "output_events", "usage_final")
 
     def __init__(self) -> None:
         self._usage: Any = None
         self.error: bytes | None = None
         self.finish_reason: str | None = None
         self.model: str | None = None
-        self.output_chars = 0
+        self.output_bytes = 0
         self.output_events = 0
         self.usage_final = False
+
+    @property
+    def output_sizes(self) -> int:
+        """The old name of ``output_bytes``."""
+        return self.output_bytes
 
     def event(self, data: Buffer, event_name: bytes | None = None) -> Kind:
         """Read what followed ``data: `` in one event; ``event_name`` is what followed ``event: ``."""
@@ -664,11 +677,12 @@ class StreamReader:
 
     def _says_output(self, tokens: int | None) -> bool:
         """Whether a report of so many output tokens covers what has come: nothing for something covers nothing."""
-        return tokens is not None and (tokens > 0 or self.output_chars == 0)
+        return tokens is not None and (tokens > 0 or self.output_bytes == 0)
 
-    def _content(self, chars: int) -> Kind:
-        self.output_events += 1
-        self.output_chars += chars
+    def _content(self, size: int) -> Kind:
+        if size:
+            self.output_events += 1
+            self.output_bytes += size
         return CONTENT
 
 
@@ -700,22 +714,22 @@ class _ChatReader(StreamReader):
             return self._tolerant(data, event_name)
         if not chunk.choices or not self.output_events or chunk.error is not None or event_name == b"error":
             return self._tolerant(data, event_name)
-        chars = 0
+        size = 0
         for choice in chunk.choices:
             if choice.finish_reason is not None:
                 return self._tolerant(data, event_name)
             delta = choice.delta
             if delta is not None:
                 if delta.content:
-                    chars += len(delta.content)
+                    size += _size(delta.content)
                 if delta.reasoning_content or delta.reasoning or delta.tool_calls:
-                    chars += _other_chars(delta)
+                    size += _other_bytes(delta)
             elif choice.text:
-                chars += len(choice.text)
-        if chars == 0:
+                size += _size(choice.text)
+        if size == 0:
             return self._tolerant(data, event_name)
         self.output_events += 1
-        self.output_chars += chars
+        self.output_bytes += size
         self.usage_final = chunk.usage is not None and self._note_usage(chunk.usage)
         return CONTENT
 
@@ -755,32 +769,32 @@ class _ChatReader(StreamReader):
             self.usage_final = self.usage_final or told
             return USAGE if isinstance(chunk.get("usage"), dict) else META
         content = False
-        chars = 0
+        size = 0
         for choice in choices if isinstance(choices, list) else [choices]:
             choice = _dict(choice)
             self.finish_reason = _str(choice.get("finish_reason")) or self.finish_reason
             for part in (choice.get("delta") or choice.get("message"), choice.get("text")):
                 content = content or _holds_content(part)
-                chars += _chars(part)
+                size += _sizes(part)
         if not content:
             self.usage_final = self.usage_final or told
             return META
         self.usage_final = told
-        return self._content(chars)
+        return self._content(size)
 
 
-def _other_chars(delta: _Delta) -> int:
-    """Characters of reasoning and tool calls."""
-    chars = len(delta.reasoning_content or delta.reasoning or "")
+def _other_bytes(delta: _Delta) -> int:
+    """Bytes of reasoning and tool calls."""
+    size = _size(delta.reasoning_content or delta.reasoning)
     for call in delta.tool_calls or ():
-        chars += _function_chars(call.function)
-    return chars
+        size += _function_bytes(call.function)
+    return size
 
 
-def _function_chars(function: _Function | None) -> int:
+def _function_bytes(function: _Function | None) -> int:
     if function is None:
         return 0
-    return len(function.name or "") + len(function.arguments or "")
+    return _size(function.name) + _size(function.arguments)
 
 
 class _MessagesReader(StreamReader):
@@ -803,7 +817,7 @@ class _MessagesReader(StreamReader):
             text = delta.text or delta.thinking or delta.partial_json
             if text:
                 self.output_events += 1
-                self.output_chars += len(text)
+                self.output_bytes += _size(text)
                 return CONTENT
             known = (delta.text, delta.thinking, delta.partial_json)
             return META if "" in known else self._content(0)  # else a signature or a citation
@@ -818,7 +832,7 @@ class _MessagesReader(StreamReader):
             block = event.content_block
             if block.type in ("text", "thinking") and not (block.text or block.thinking):
                 return META
-            return self._content(len(block.text or block.thinking or block.name or ""))
+            return self._content(_size(block.text or block.thinking or block.name))
         if kind == "message_start" and event.message is not None:
             self.model = event.message.model
             if event.message.usage is not None:
@@ -844,7 +858,7 @@ class _MessagesReader(StreamReader):
             return self._fail(error or event)
         delta, message, block = _dict(event.get("delta")), event.get("message"), event.get("content_block")
         if kind == "content_block_delta":
-            return self._content(_chars(delta)) if _holds_content(delta) or "signature" in delta else META
+            return self._content(_sizes(delta)) if _holds_content(delta) or "signature" in delta else META
         typed = _MessagesEvent(
             delta=_Block(stop_reason=_str(delta.get("stop_reason"))),
             usage=_lenient(_MessagesUsage, event.get("usage")),
@@ -915,7 +929,7 @@ class _ResponsesReader(StreamReader):
             if not event.delta:
                 return META
             self.output_events += 1
-            self.output_chars += len(event.delta)
+            self.output_bytes += _size(event.delta)
             return CONTENT
         if (
             kind is None
@@ -943,7 +957,7 @@ class _ResponsesReader(StreamReader):
                 self.finish_reason = response.incomplete_details.reason or self.finish_reason
             return DONE
         if kind == "response.output_item.added" and event.item is not None and event.item.name:
-            return self._content(len(event.item.name))
+            return self._content(_size(event.item.name))
         return CONTENT if kind.endswith((".delta", ".partial_image")) else META
 
     def _tolerant(self, data: Buffer, event_name: bytes | None) -> Kind:
@@ -975,7 +989,7 @@ class _ResponsesReader(StreamReader):
         if error or kind == "error" or event_name == b"error":
             return self._fail(error or event)
         if kind.endswith(".delta"):
-            return self._content(_chars(delta)) if _holds_content(delta) else META
+            return self._content(_sizes(delta)) if _holds_content(delta) else META
         return self._mark(kind, typed)
 
 
@@ -1017,7 +1031,7 @@ _decode_plain_chat = msgspec.json.Decoder(_PlainChat).decode
 
 
 def read_usage(dialect: str, body: Buffer) -> tuple[Usage | None, str | None, int]:
-    """Usage, the upstream's finish reason, and the characters of answer, of a complete response body.
+    """Usage, the upstream's finish reason, and the UTF-8 bytes of answer, of a complete response body.
 
     Raises:
         ValueError: the body is not a JSON object.
@@ -1042,26 +1056,26 @@ def read_usage(dialect: str, body: Buffer) -> tuple[Usage | None, str | None, in
         chat = _decode_whole_chat(str(body, "utf-8"))
     except (ValueError, RecursionError):
         return _read_tolerant(dialect, body)
-    finish, chars = None, 0
+    finish, size = None, 0
     for choice in chat.choices or ():
         finish = choice.finish_reason or finish
-        chars += len(choice.text or "")
+        size += _size(choice.text)
         message = choice.message
         if message is not None:
-            chars += len(message.content or "") + len(message.refusal or "")
-            chars += _other_chars(message) + _function_chars(message.function_call)
+            size += _size(message.content) + _size(message.refusal)
+            size += _other_bytes(message) + _function_bytes(message.function_call)
     usage = _chat_usage(chat.usage)
     if usage is None and chat.timings is not None:
         usage = _timings_usage(chat.timings)
     if usage is not None:
         usage.service = _service(chat.service_tier)
-    return _with_output(usage, chars), finish, chars
+    return _with_output(usage, size), finish, size
 
 
-def _with_output(usage: Usage | None, chars: int) -> Usage | None:
+def _with_output(usage: Usage | None, size: int) -> Usage | None:
     """A usage that says nothing of an answer that is there gets its output counted."""
-    if usage is not None and usage.output_tokens == 0 and chars:
-        usage.output_tokens = estimate_output_tokens(chars)
+    if usage is not None and usage.output_tokens == 0 and size:
+        usage.output_tokens = estimate_output_tokens(size)
         usage.estimated = True
     return usage
 
@@ -1071,10 +1085,8 @@ def _read_message(body: Buffer) -> tuple[Usage | None, str | None, int]:
         message = _decode_message(str(body, "utf-8"))
     except (ValueError, RecursionError):
         return _read_tolerant("messages", body)
-    chars = sum(
-        len(b.text or b.thinking or b.name or "") + len(bytes(b.input)) for b in message.content or ()
-    )
-    return _with_output(_messages_usage(message.usage), chars), message.stop_reason, chars
+    size = sum(_size(b.text or b.thinking or b.name) + len(bytes(b.input)) for b in message.content or ())
+    return _with_output(_messages_usage(message.usage), size), message.stop_reason, size
 
 
 def _read_response(body: Buffer) -> tuple[Usage | None, str | None, int]:
@@ -1082,8 +1094,8 @@ def _read_response(body: Buffer) -> tuple[Usage | None, str | None, int]:
         response = _decode_response(str(body, "utf-8"))
     except (ValueError, RecursionError):
         return _read_tolerant("responses", body)
-    chars = sum(
-        _parts_chars(i.content) + _parts_chars(i.summary) + len(i.name or "") + len(i.arguments or "")
+    size = sum(
+        _parts_bytes(i.content) + _parts_bytes(i.summary) + _size(i.name) + _size(i.arguments)
         for i in response.output or ()
     )
     reason = response.incomplete_details.reason if response.incomplete_details else None
@@ -1091,11 +1103,11 @@ def _read_response(body: Buffer) -> tuple[Usage | None, str | None, int]:
     for item in response.output or ():
         _count_search(item, searches)
     usage = _response_usage(response.usage, searches, _service(response.service_tier))
-    return _with_output(usage, chars), reason or response.status, chars
+    return _with_output(usage, size), reason or response.status, size
 
 
-def _parts_chars(parts: Iterable[_Part] | None) -> int:
-    return sum(len(p.text or p.refusal or "") for p in parts or ())
+def _parts_bytes(parts: Iterable[_Part] | None) -> int:
+    return sum(_size(p.text or p.refusal) for p in parts or ())
 
 
 def _read_tolerant(dialect: str, body: Buffer) -> tuple[Usage | None, str | None, int]:
@@ -1104,8 +1116,8 @@ def _read_tolerant(dialect: str, body: Buffer) -> tuple[Usage | None, str | None
         raise ValueError("the body is not a JSON object")
     told, service = value.get("usage"), _service(value.get("service_tier"))
     if dialect == "messages":
-        chars = _chars(value.get("content"))
-        return _with_output(usage_of(dialect, told), chars), _str(value.get("stop_reason")), chars
+        size = _sizes(value.get("content"))
+        return _with_output(usage_of(dialect, told), size), _str(value.get("stop_reason")), size
     if dialect == "responses":
         output = value.get("output")
         searches = [0, 0]
@@ -1113,21 +1125,21 @@ def _read_tolerant(dialect: str, body: Buffer) -> tuple[Usage | None, str | None
             _count_search(_item(_dict(item)), searches)
         usage = _response_usage(_lenient(_ChatUsage, told), searches, service)
         reason = _str(_dict(value.get("incomplete_details")).get("reason"))
-        chars = _chars(output)
-        return _with_output(usage, chars), reason or _str(value.get("status")), chars
+        size = _sizes(output)
+        return _with_output(usage, size), reason or _str(value.get("status")), size
     usage = _chat_usage(_lenient(_ChatUsage, told))
     if usage is None:
         timings = _lenient(_Timings, value.get("timings"))
         usage = _timings_usage(timings) if timings else None
     if usage is not None:
         usage.service = service
-    finish, chars = None, 0
+    finish, size = None, 0
     choices = value.get("choices")
     for choice in choices if isinstance(choices, list) else ():
         choice = _dict(choice)
         finish = _str(choice.get("finish_reason")) or finish
-        chars += _chars(choice.get("message")) + _chars(choice.get("text"))
-    return _with_output(usage, chars), finish, chars
+        size += _sizes(choice.get("message")) + _sizes(choice.get("text"))
+    return _with_output(usage, size), finish, size
 
 
 def read_error(body: Buffer) -> ErrorInfo:
