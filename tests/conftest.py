@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +20,10 @@ POSTGRES_URL = os.environ.get("APPORTION_TEST_POSTGRES_URL")
 """A server of yours in place of one that is started here; databases are made in it and dropped."""
 
 _missing: Counter[str] = Counter()
+
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="apportion-tests-")
+"""No test writes into the books of whoever runs it."""
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 def _need(server: type[Server]) -> None:

@@ -32,7 +32,7 @@ class AskError(ApportionError):
 @click.option("--host", envvar="APPORTION_HOST", default="127.0.0.1", show_default=True, show_envvar=True)
 @click.option("--port", envvar="APPORTION_PORT", type=int, default=8080, show_default=True, show_envvar=True)
 @click.option(
-    "--key", envvar="APPORTION_API_KEY", show_envvar=True, help="The key, if the proxy asks for one."
+    "--key", envvar="APPORTION_API_KEY", show_envvar=True, help="The key. A proxy of yours on this machine needs none from you."
 )
 def command(
     question: str,
@@ -52,7 +52,7 @@ def command(
     """
     if question == "-":
         question = sys.stdin.read()
-    proxy = Proxy(host, port, key)
+    proxy = Proxy(host, port, key or local_key(host, port))
     messages = [{"role": "system", "content": system}] if system else []
     body: dict[str, Any] = {
         "model": model or proxy.first_model(),
@@ -83,6 +83,18 @@ def command(
         click.echo(json.dumps({**shown, "usage": answer.usage, "decision": decision}, indent=2))
     else:
         click.echo(click.style(summary(answer, decision), dim=True), err=True)
+
+
+def local_key(host: str, port: int) -> str | None:
+    """The key that a proxy of this user on this machine has for their commands; None if there is none."""
+    from apportion.serve import control
+
+    if host not in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "::"):
+        return None
+    try:
+        return str(control.request("/key", port=port, timeout_s=5.0).get("key") or "") or None
+    except control.ControlError:
+        return None
 
 
 class Answer:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 
+from typing import TYPE_CHECKING
+
 import click
 
 from apportion.cli.start import DEFAULT_FILE, listen_options, run
+
+if TYPE_CHECKING:
+    from apportion.serve.supervisor import Ready
 
 
 @click.command("serve")
@@ -21,14 +26,19 @@ from apportion.cli.start import DEFAULT_FILE, listen_options, run
     help="The configuration.",
 )
 @listen_options
-def command(file: str, host: str | None, port: int | None, workers: int | None) -> None:
+def command(file: str, host: str | None, port: int | None, workers: int | None, no_auth: bool) -> None:
     """Start the proxy with a configuration file.
 
     SIGHUP or `apportion reload` reads the file again; SIGTERM lets answers under way finish and stops.
     """
     from apportion.serve.config.reader import load
 
-    def ready(url: str) -> None:
-        click.echo(f"apportion listens on {url}", err=True)
+    def ready(ready: Ready) -> None:
+        if ready.first_key is not None:
+            click.echo(f"Admin key, shown once: {ready.first_key}")
+            sys.stdout.flush()
+        click.echo(f"apportion listens on {ready.url}", err=True)
 
-    sys.exit(run(load(file), file, host=host, port=port, workers=workers, on_ready=ready))
+    sys.exit(
+        run(load(file), file, host=host, port=port, workers=workers, no_auth=no_auth, on_ready=ready)
+    )

@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from apportion.serve.config.schema import Config
+    from apportion.serve.supervisor import Ready
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
@@ -17,7 +18,7 @@ DEFAULT_FILE = "apportion.yaml"
 
 
 def listen_options(command: _Command) -> _Command:
-    """``--host``, ``--port`` and ``--workers``, which stand above the file's `listen`."""
+    """``--host``, ``--port``, ``--workers`` and ``--no-auth``, which stand above the file."""
     for option in (
         click.option("--workers", type=click.IntRange(1, 256), help="Processes that share the port."),
         click.option(
@@ -26,6 +27,11 @@ def listen_options(command: _Command) -> _Command:
             envvar="APPORTION_PORT",
             show_envvar=True,
             help="Port to listen on; 0 lets the system choose.",
+        ),
+        click.option(
+            "--no-auth",
+            is_flag=True,
+            help="Let everybody on this machine in without a key (`auth.required: false`); loopback only.",
         ),
         click.option("--host", envvar="APPORTION_HOST", show_envvar=True, help="Address to listen on."),
     ):
@@ -40,16 +46,17 @@ def run(
     host: str | None,
     port: int | None,
     workers: int | None,
-    on_ready: Callable[[str], None],
+    no_auth: bool,
+    on_ready: Callable[[Ready], None],
 ) -> int:
-    """Fetch what is missing and serve until stopped; ``on_ready`` gets the address. The exit status."""
+    """Fetch what is missing and serve until stopped; ``on_ready`` gets the address, and the first key if one was made. The exit status."""
     from apportion.serve import supervisor
     from apportion.serve.config.reader import override
 
-    config = override(config, host=host, port=port, workers=workers)
+    config = override(config, required=False if no_auth else None, host=host, port=port, workers=workers)
     fetch_weights(config)
     path = Path(config_path).absolute() if config_path is not None else None
-    return supervisor.run(config, config_path=path, on_ready=lambda ready: on_ready(ready.url))
+    return supervisor.run(config, config_path=path, on_ready=on_ready)
 
 
 def fetch_weights(config: Config) -> None:

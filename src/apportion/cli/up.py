@@ -12,6 +12,7 @@ from apportion.cli.start import DEFAULT_FILE, listen_options, run
 
 if TYPE_CHECKING:
     from apportion.serve.config.schema import Config
+    from apportion.serve.supervisor import Ready
 
 
 @click.command("up")
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     "--config", "file", type=click.Path(dir_okay=False), help=f"Default: ./{DEFAULT_FILE}, if there."
 )
 @listen_options
-def command(file: str | None, host: str | None, port: int | None, workers: int | None) -> None:
+def command(
+    file: str | None, host: str | None, port: int | None, workers: int | None, no_auth: bool
+) -> None:
     """Start the proxy and print how to talk to it.
 
     Uses ./apportion.yaml if it is there. Otherwise a small real model runs on this machine's processor; its
@@ -32,27 +35,35 @@ def command(file: str | None, host: str | None, port: int | None, workers: int |
         file = DEFAULT_FILE
     config = default_config() if file is None else load(file)
 
-    def ready(url: str) -> None:
-        click.echo(greeting(config, url))
+    def ready(ready: Ready) -> None:
+        click.echo(greeting(ready.config, ready.url, ready.first_key))
         sys.stdout.flush()
 
-    sys.exit(run(config, file, host=host, port=port, workers=workers, on_ready=ready))
+    sys.exit(run(config, file, host=host, port=port, workers=workers, no_auth=no_auth, on_ready=ready))
 
 
-def greeting(config: Config, url: str) -> str:
-    """How to talk to the proxy at ``url``, as text to copy from."""
+def greeting(config: Config, url: str, first_key: str | None = None) -> str:
+    """How to talk to the proxy at ``url``, as text to copy from. ``first_key`` is shown now and never again."""
     models = list(config.models)
     model = "default" if "default" in models else models[0]
     header, key = "", '"any"'
-    if config.keys:
+    if config.auth.required:
         header = ' -H "authorization: Bearer $APPORTION_API_KEY"'
         key = 'os.environ["APPORTION_API_KEY"]'
+    made = ""
+    if first_key is not None:
+        made = f"""
+  Its admin key, shown this once (apportion keys makes others):
+  export APPORTION_API_KEY={first_key}
+"""
+    elif config.auth.required and not config.keys:
+        made = "\n  Clients need a key: apportion keys list, apportion keys create NAME\n"
     shown = ", ".join(models[:5]) + (f" and {len(models) - 5} more" if len(models) > 5 else "")
     bold = click.style(f"apportion is ready on {url}", bold=True)
     return f"""\
 
 {bold}    models: {shown}
-
+{made}
   curl {url}/v1/chat/completions{header} -H 'content-type: application/json' \\
     -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -27,6 +29,7 @@ from apportion.serve.config.schema import Config
 from apportion.serve.control import run_directory
 from apportion.serve.engines import Engines
 from apportion.serve.http.server import Request, Responder, Server
+from apportion.serve.ledger.opening import make_first_key
 from apportion.serve.logs import configure as configure_logs
 from apportion.serve.tracing import require
 from apportion.serve.worker import Address, Worker, frame
@@ -48,6 +51,8 @@ class Ready(NamedTuple):
     host: str
     port: int
     config: Config
+    first_key: str | None = None
+    """The admin key that was made because there was none: to be shown now, as it is kept nowhere."""
 
     @property
     def url(self) -> str:
@@ -94,6 +99,7 @@ class _Process:
                     self._index,
                     supervisor.workers,
                     str(supervisor.directory),
+                    supervisor.local_sha256,
                     config.listen.host,
                     self._port,
                     supervisor.engines.addresses,
@@ -164,6 +170,9 @@ class Supervisor:
         self.workers = config.listen.workers
         self.directory = Path(tempfile.mkdtemp(prefix="apportion-"))
         self.engines = Engines(self._moved)
+        self._local_key = f"sk-local-{secrets.token_urlsafe(32)}"
+        """What the commands of this user on this machine are told to use, as long as this process lives."""
+        self.local_sha256 = hashlib.sha256(self._local_key.encode()).digest()
         self._config_path = config_path
         self._worker: Worker | None = None
         self._processes: list[_Process] = []
@@ -183,13 +192,20 @@ class Supervisor:
         await self.engines.follow(self.config)
         if self.workers == 1:
             self._worker = await Worker.open(
-                self.config, self.prices, index=0, workers=1, directory=self.directory
+                self.config,
+                self.prices,
+                index=0,
+                workers=1,
+                directory=self.directory,
+                local_sha256=self.local_sha256,
             )
+            first_key = await self._worker.first_key()
             for name, address in self.engines.addresses.items():
                 self._worker.point(name, address)
             host, port = await self._worker.start(listen.host, listen.port, reuse_port=False)
         else:
             host, port = self._reserve(listen.host, listen.port)
+            first_key = await make_first_key(self.config)
             self._processes = [_Process(self, index, port) for index in range(self.workers)]
             await asyncio.gather(*(process.start() for process in self._processes))
         self._control = Server(self._answer_control)
@@ -197,7 +213,7 @@ class Supervisor:
         self._control_path.unlink(missing_ok=True)
         await self._control.listen_unix(str(self._control_path))
         self._control_inode = self._control_path.stat().st_ino
-        return Ready(host, port, self.config)
+        return Ready(host, port, self.config, first_key)
 
     def _check_address(self, host: str, port: int) -> None:
         """Another process on the port is found before anything is started, even one that would share it."""
@@ -286,6 +302,8 @@ class Supervisor:
     async def _answer_control(self, request: Request, responder: Responder) -> None:
         if request.path == "/reload":
             answer = await self.reload()
+        elif request.path == "/key":
+            answer = {"ok": True, "key": self._local_key}
         elif request.path == "/status":
             answer = {
                 "ok": True,
@@ -324,7 +342,7 @@ def _read(path: Path, before: Config) -> tuple[Config, Prices]:
     if (old.host, old.port, old.workers) != (new.host, new.port, new.workers):
         logger.warning("listen.host, listen.port and listen.workers take effect at the next start only")
     config = override(config, host=old.host, port=old.port, workers=old.workers)
-    for name in ("records", "otel"):
+    for name in ("records", "otel", "ledger"):
         if getattr(config, name) != getattr(before, name):
             logger.warning("%s takes effect at the next start only", name)
             config = msgspec.structs.replace(config, **{name: getattr(before, name)})
@@ -346,7 +364,7 @@ def _changes(before: Config, after: Config) -> list[str]:
                 found.append(f"{word} {name} removed")
             elif old[name] != new[name]:
                 found.append(f"{word} {name} changed")
-    rest = ("http", "prices", "budgets", "pricer", "unknown_price", "log")
+    rest = ("http", "auth", "teams", "prices", "budgets", "pricer", "unknown_price", "log")
     found += [f"{name} changed" for name in rest if getattr(before, name) != getattr(after, name)]
     return found
 

@@ -25,7 +25,7 @@ from apportion.serve.gateway import Gateway
 from apportion.serve.http.client import Exchange, Pool, Target, Timeouts, TransportFailure, Watch
 from apportion.serve.http.server import Request, Responder, Server, ServerLimits
 from apportion.serve.keyring import Snapshot
-from apportion.serve.ledger.opening import Opened, open_ledger
+from apportion.serve.ledger.opening import FIRST_KEY, Opened, open_ledger
 from apportion.serve.logs import configure as configure_logs
 from apportion.serve.meters import Meters
 from apportion.serve.probes import Probes
@@ -121,6 +121,17 @@ class Worker:
             directory=directory,
             local_sha256=local_sha256,
         )
+
+    async def first_key(self) -> str | None:
+        """The admin key that is made where a key is needed and there is none; None if there is one."""
+        runtime = self.gateway.runtime
+        if not runtime.config.auth.required or runtime.configured.keys:
+            return None
+        people = self._opened.people
+        made = await self._opened.ledger.run(lambda: people.create_first_key(FIRST_KEY, "first start"))
+        if made is not None:
+            runtime.adopt(await self._opened.ledger.run(people.snapshot))
+        return made
 
     def _ask_people(self) -> None:
         """Once a second: have keys, teams or budgets changed in the database?"""

@@ -25,6 +25,9 @@ _PATIENCE_S: Final = 20.0
 """How long a starting proxy waits for its database, which may be starting, too."""
 _PAUSE_S: Final = 0.5
 
+FIRST_KEY: Final = "admin"
+"""Name of the key that the first start makes."""
+
 _T = TypeVar("_T")
 
 
@@ -69,6 +72,19 @@ async def open_ledger(config: Config, rng: random.Random) -> Opened:
         bank.dispose()
         raise _failed(url, error) from None
     return Opened(ledger, bank, database, people, prices)
+
+
+async def make_first_key(config: Config) -> str | None:
+    """The admin key that is made where a key is needed and there is none; None if there is one."""
+    if not config.auth.required or config.keys:
+        return None
+    url = config.ledger_url()
+    database = await _patiently(url, lambda: Database(url, lease_s=config.ledger.lease_s))
+    try:
+        people = await asyncio.to_thread(People.of, database.engine, config.auth.pepper)
+        return await asyncio.to_thread(people.create_first_key, FIRST_KEY, "first start")
+    finally:
+        database.dispose()
 
 
 def _journal(config: Config, url: str) -> Path:
