@@ -24,6 +24,7 @@ from apportion.serve.config.units import duration_s
 from apportion.serve.ledger.buckets import PERIODS, bucket, instant_us, month_begin
 from apportion.serve.ledger.entries import CORRECT, PRESUME, SETTLE
 from apportion.serve.ledger.schema import entries
+from apportion.serve.ledger.sums import halves, whole
 
 COLUMNS: Final = (
     "organisation",
@@ -47,8 +48,6 @@ SORTS: Final = ("usd", "by")
 """Most money first, or in the order of the groups' own values."""
 
 _COST: Final = (SETTLE, PRESUME, CORRECT)
-_LOW_BITS: Final = 32
-_LOW: Final = (1 << _LOW_BITS) - 1
 _GROUPS: Final = 8
 _ROWS_AT_ONCE: Final = 2000
 
@@ -171,7 +170,7 @@ def rows(connection: sa.Connection, question: Question, limit: int | None = None
     """
     question = _bounded(connection, question)
     dialect = connection.dialect.name
-    sums = _sums(dialect, question)
+    sums = _sums(question)
     found = [_group(name, question, dialect) for name in question.by]
     groups = [value.label(f"group_{place}") for place, (value, _) in enumerate(found)]
     names = [group.name for group in groups]
@@ -252,33 +251,24 @@ def tag(name: str, dialect: str) -> sa.ColumnElement[str]:
 
 
 class _Sum:
-    """The sum of one column in whole numbers of any size.
+    """The sum of one column in whole numbers of any size: what is not a count is summed in halves."""
 
-    SQLite adds up in 64 bits, which hold 9.2 million dollars in pico-dollars: there the high and the low half of
-    each number are summed apart.
-    """
-
-    def __init__(self, name: str, value: sa.ColumnElement[Any], dialect: str) -> None:
-        self.halves = dialect == "sqlite" and name in _UNITS
-        if self.halves:
-            self.columns = [
-                sa.func.sum(value.bitwise_rshift(_LOW_BITS)).label(f"{name}_high"),
-                sa.func.sum(value.bitwise_and(_LOW)).label(f"{name}_low"),
-            ]
-        else:
-            self.columns = [sa.func.sum(value).label(name)]
+    def __init__(self, name: str, value: sa.ColumnElement[Any]) -> None:
+        self.halved = name in _UNITS
+        parts = halves(value) if self.halved else (value,)
+        self.columns = [sa.func.sum(part).label(f"{name}_{place}") for place, part in enumerate(parts)]
         self.empty = None if name in ("joules", "gco2") else 0
 
     def read(self, taken: Iterator[Any]) -> int | None:
         """The sum, from the next values of a row."""
-        if not self.halves:
-            value = next(taken)
-            return self.empty if value is None else int(value)
-        high, low = next(taken), next(taken)
-        return self.empty if high is None else (int(high) << _LOW_BITS) + int(low)
+        high = next(taken)
+        if not self.halved:
+            return self.empty if high is None else int(high)
+        low = next(taken)
+        return self.empty if high is None else whole(high, low)
 
 
-def _sums(dialect: str, question: Question) -> list[_Sum]:
+def _sums(question: Question) -> list[_Sum]:
     c = entries.c
     mark = effective("mark", question)
     counted = sa.case((c.kind == CORRECT, 0), else_=1)
@@ -290,13 +280,13 @@ def _sums(dialect: str, question: Question) -> list[_Sum]:
         "unpriced": sa.case((unpriced, counted), else_=0),
         "unpriced_tokens": sa.case((unpriced, c.tokens), else_=0),
     }
-    return [_Sum(name, values[name] if name in values else c[name], dialect) for name in Spent._fields]
+    return [_Sum(name, values[name] if name in values else c[name]) for name in Spent._fields]
 
 
 def _usd(sums: Sequence[_Sum]) -> sa.ColumnElement[Any]:
-    columns = sums[Spent._fields.index("usd")].columns
-    total = columns[0] if len(columns) == 1 else columns[0] * (_LOW + 1) + columns[1]
-    return sa.func.coalesce(total, 0)
+    """Something to order by: exact on PostgreSQL, on SQLite beyond 64 bits to 15 digits."""
+    high, low = sums[Spent._fields.index("usd")].columns
+    return sa.func.coalesce(high * 2**32 + low, 0)
 
 
 def _bounded(connection: sa.Connection, question: Question) -> Question:
