@@ -400,11 +400,11 @@ async def _whole(run: Run, cap: Cap) -> None:
         raise _not_ok(exchange, spoken)
     body = exchange.body()
     try:
-        usage, finish, chars = read_usage(spoken, body)
+        usage, finish, size = read_usage(spoken, body)
     except ValueError:
         body = _decoded(exchange)  # compressed, although it was not asked to be, or broken
         try:
-            usage, finish, chars = read_usage(spoken, body)
+            usage, finish, size = read_usage(spoken, body)
         except ValueError:
             raise TransportFailure(
                 "malformed", "The upstream's answer is not valid JSON.", sent=True
@@ -416,7 +416,7 @@ async def _whole(run: Run, cap: Cap) -> None:
     if run.translation is not None:
         body = translation.response(run.translation, body)
     if usage is None:
-        usage = job.estimate(0, chars, None)
+        usage = job.estimate(0, size, None)
     job.upstream_s += done_s - exchange.sent_s
     run.settle(usage, finish)
     job.responder.send(200, job.headers(_JSON + limits_headers(job), cost=True), body)
@@ -518,7 +518,7 @@ def _produced(job: Job, reader: StreamReader) -> Usage:
     known = reader.usage
     if known is not None and reader.usage_final:
         return known
-    return job.estimate(reader.output_events, reader.output_chars, known)
+    return job.estimate(reader.output_events, reader.output_bytes, known)
 
 
 def _usage_chunk(job: Job, reader: StreamReader) -> bytes:

@@ -37,7 +37,6 @@ from apportion.serve.runtime import Group, Route, Runtime
 
 _BYTES_PER_TOKEN: Final = 4.0
 """Rough length of a token in a request body, for predictions; never for bounds or bills."""
-_CHARS_PER_TOKEN: Final = 4.5
 _UNCAPPED_TOKENS: Final = 16_384
 """Output reserved in a hard dollar budget for a request that neither client nor endpoint caps."""
 _PICO: Final = 10**12
@@ -589,15 +588,20 @@ class Job:
         known = self.estimate(0, 0, None)
         return msgspec.structs.replace(known, output_tokens=out * call.n)
 
-    def estimate(self, output_events: int, output_chars: int, known: Usage | None) -> Usage:
-        """Usage counted by the proxy, where the upstream gave none or its stream broke before the end."""
-        counted = max(output_events, round(output_chars / _CHARS_PER_TOKEN))
+    def estimate(self, output_events: int, output_bytes: int, known: Usage | None) -> Usage:
+        """Usage counted by the proxy, where the upstream gave none or its stream broke before the end.
+
+        ``output_bytes`` are the answer's in UTF-8, ``output_events`` those of its stream that carried some of it.
+        """
+        route = self.route
+        assert route is not None  # noqa: S101 - something was asked
+        counted = route.rates.output_tokens(output_events, output_bytes)
         if known is not None:
             return msgspec.structs.replace(
                 known, output_tokens=max(known.output_tokens, counted), estimated=True
             )
         return Usage(
-            input_tokens=max(1, round(self.call.body_bytes / _BYTES_PER_TOKEN)),
+            input_tokens=route.rates.input_tokens(self.call.request.body),
             output_tokens=counted,
             estimated=True,
         )

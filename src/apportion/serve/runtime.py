@@ -21,6 +21,7 @@ from apportion.core.policy import Policy
 from apportion.core.resource import SERVER_SECONDS
 from apportion.measure.energy import Power
 from apportion.measure.price import MachinePrice, TokenPrice
+from apportion.measure.tokens import TokenRates
 from apportion.serve import errors
 from apportion.serve.books import Books
 from apportion.serve.call import Api
@@ -57,6 +58,7 @@ class Route:
         "power",
         "price",
         "quality",
+        "rates",
         "ttft_s",
         "usd_in",
         "usd_out",
@@ -72,6 +74,7 @@ class Route:
         price: TokenPrice | MachinePrice | None,
         meters: Meters,
         gco2_per_kwh: float | None = None,
+        rates: TokenRates | None = None,
     ) -> None:
         config = endpoint.config
         self.endpoint = endpoint
@@ -86,6 +89,8 @@ class Route:
         """What one request draws and emits; None where it is unknown."""
         self.most_work = self.work(endpoint.timeouts.total_s)
         """The most server-seconds, joules and gCO2 an attempt can take, in the resources' smallest parts."""
+        self.rates = rates or TokenRates(self.model)
+        """How it counts tokens, for answers that come without usage."""
         self.quality = target.quality
         self.weight = target.weight
         self.ttft_s = target.ttft_s
@@ -251,14 +256,16 @@ class Runtime:
     def _group(
         self, name: str, model: Model, prices: Prices, meters: Meters, previous: Runtime | None
     ) -> Group:
+        kept = previous.groups.get(name) if previous else None
+        learned = {(r.endpoint.name, r.model): r.rates for r in kept.routes} if kept is not None else {}
         routes = []
         for target in model.endpoints:
             endpoint = self.endpoints[target.endpoint]
             upstream_name = target.model or endpoint.config.model or name
             price = prices[endpoint.name, upstream_name].price
-            routes.append(Route(endpoint, target, name, price, meters, self.config.gco2_per_kwh))
+            rates = learned.get((endpoint.name, upstream_name))
+            routes.append(Route(endpoint, target, name, price, meters, self.config.gco2_per_kwh, rates))
         policy_key = json.dumps([model.policy.name, model.policy.parameters], sort_keys=True, default=repr)
-        kept = previous.groups.get(name) if previous else None
         policy = (
             kept.policy
             if kept is not None and kept.policy_key == policy_key

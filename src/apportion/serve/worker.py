@@ -17,7 +17,6 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from apportion.core.errors import ApportionError
 from apportion.measure.metrics import Registry
 from apportion.serve.config.pricing import Prices
 from apportion.serve.config.schema import Config
@@ -64,14 +63,14 @@ class Worker:
     ) -> None:
         self.index = index
         self._opened = opened
-        self._asking: asyncio.Future[Snapshot | None] | None = None
+        self._refreshing: asyncio.Future[None] | None = None
         self.workers = workers
         self._directory = directory
         self._watch = Watch(asyncio.get_running_loop())
         self._meters = Meters(Registry(directory / "metrics", index))
         self._records = Records(config.records.decisions, index)
         opened.ledger.saved_prices = lambda: self.gateway.runtime.books.saved_prices()
-        opened.ledger.on_tick = self._ask_people
+        opened.ledger.on_tick = self._refresh
         runtime = Runtime(
             config,
             prices,
@@ -133,32 +132,16 @@ class Worker:
             runtime.adopt(await self._opened.ledger.run(people.snapshot))
         return made
 
-    def _ask_people(self) -> None:
+    def _refresh(self) -> None:
         """Once a second: have keys, teams or budgets changed in the database?"""
-        ledger, people, known = self._opened.ledger, self._opened.people, self.gateway.runtime.people.version
-        if self._asking is not None or ledger.lost:
-            return
+        if self._refreshing is None and not self._opened.ledger.lost:
+            self._refreshing = asyncio.ensure_future(self.gateway.admin.refresh())
+            self._refreshing.add_done_callback(self._refreshed)
 
-        def changed() -> Snapshot | None:
-            return people.snapshot() if people.version() != known else None
-
-        def answered(asked: asyncio.Future[Snapshot | None]) -> None:
-            self._asking = None
-            if asked.cancelled():
-                return
-            error = asked.exception()
-            if error is not None:
-                logger.warning("the keys of the database could not be read: %s", error)
-                return
-            found = asked.result()
-            if found is not None:
-                try:
-                    self.gateway.runtime.adopt(found)
-                except ApportionError as wrong:
-                    logger.error("the keys, teams and budgets of the database do not fit: %s", wrong)
-
-        self._asking = ledger.run(changed)
-        self._asking.add_done_callback(answered)
+    def _refreshed(self, done: asyncio.Future[None]) -> None:
+        self._refreshing = None
+        if not done.cancelled() and done.exception() is not None:
+            logger.warning("the keys of the database could not be read: %s", done.exception())
 
     async def start(self, host: str, port: int, *, reuse_port: bool) -> tuple[str, int]:
         """Listen; returns the bound address."""
