@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from apportion.serve.config.schema import Config
+    from apportion.serve.supervisor import Ready
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
@@ -17,8 +18,13 @@ DEFAULT_FILE = "apportion.yaml"
 
 
 def listen_options(command: _Command) -> _Command:
-    """``--host``, ``--port`` and ``--workers``, which stand above the file's `listen`."""
+    """``--host``, ``--port`` and ``--workers``, which stand above the file's `listen`; ``--no-auth``."""
     for option in (
+        click.option(
+            "--no-auth",
+            is_flag=True,
+            help="Ask nobody for a key. Only where no other machine can reach the proxy.",
+        ),
         click.option("--workers", type=click.IntRange(1, 256), help="Processes that share the port."),
         click.option(
             "--port",
@@ -40,16 +46,21 @@ def run(
     host: str | None,
     port: int | None,
     workers: int | None,
-    on_ready: Callable[[str], None],
+    no_auth: bool,
+    on_ready: Callable[[Ready], None],
 ) -> int:
-    """Fetch what is missing and serve until stopped; ``on_ready`` gets the address. The exit status."""
+    """Fetch what is missing and serve until stopped; ``on_ready`` is told when it answers. The exit status."""
+    import msgspec
+
     from apportion.serve import supervisor
     from apportion.serve.config.reader import override
 
+    if no_auth:
+        config = msgspec.structs.replace(config, auth=msgspec.structs.replace(config.auth, required=False))
     config = override(config, host=host, port=port, workers=workers)
     fetch_weights(config)
     path = Path(config_path).absolute() if config_path is not None else None
-    return supervisor.run(config, config_path=path, on_ready=lambda ready: on_ready(ready.url))
+    return supervisor.run(config, config_path=path, on_ready=on_ready)
 
 
 def fetch_weights(config: Config) -> None:

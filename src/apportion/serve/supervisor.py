@@ -24,7 +24,7 @@ from apportion.core.errors import ApportionError
 from apportion.serve.config.pricing import Prices, all_prices
 from apportion.serve.config.reader import load, override
 from apportion.serve.config.schema import Config
-from apportion.serve.control import run_directory
+from apportion.serve.control import make_local_key, run_directory
 from apportion.serve.engines import Engines
 from apportion.serve.http.server import Request, Responder, Server
 from apportion.serve.logs import configure as configure_logs
@@ -48,6 +48,8 @@ class Ready(NamedTuple):
     host: str
     port: int
     config: Config
+    first_key: str | None = None
+    """An admin key that was made because there was none; to be shown now, as it is known nowhere afterwards."""
 
     @property
     def url(self) -> str:
@@ -163,6 +165,7 @@ class Supervisor:
         self.prices: Prices = {}
         self.workers = config.listen.workers
         self.directory = Path(tempfile.mkdtemp(prefix="apportion-"))
+        self._local_key = make_local_key(self.directory)
         self.engines = Engines(self._moved)
         self._config_path = config_path
         self._worker: Worker | None = None
@@ -291,6 +294,8 @@ class Supervisor:
                 "workers": self.workers,
                 "models": list(self.config.models),
             }
+        elif request.path == "/key":
+            answer = {"ok": True, "key": self._local_key}
         else:
             answer = {"ok": False, "problems": [f"unknown request {request.path}"]}
         responder.send(200, b"content-type: application/json\r\n", msgspec.json.encode(answer))
@@ -322,6 +327,11 @@ def _read(path: Path, before: Config) -> tuple[Config, Prices]:
     if (old.host, old.port, old.workers) != (new.host, new.port, new.workers):
         logger.warning("listen.host, listen.port and listen.workers take effect at the next start only")
     config = override(config, host=old.host, port=old.port, workers=old.workers)
+    if config.auth.required != before.auth.required:
+        logger.warning("auth.required takes effect at the next start only")
+        config = msgspec.structs.replace(
+            config, auth=msgspec.structs.replace(config.auth, required=before.auth.required)
+        )
     for name in ("records", "otel"):
         if getattr(config, name) != getattr(before, name):
             logger.warning("%s takes effect at the next start only", name)

@@ -20,6 +20,7 @@ import msgspec
 from apportion.measure.metrics import Registry
 from apportion.serve.config.pricing import Prices
 from apportion.serve.config.schema import Config
+from apportion.serve.control import local_sha256
 from apportion.serve.gateway import Gateway
 from apportion.serve.http.client import Exchange, Pool, Target, Timeouts, TransportFailure, Watch
 from apportion.serve.http.server import Request, Responder, Server, ServerLimits
@@ -55,7 +56,13 @@ class Worker:
         self._meters = Meters(Registry(directory / "metrics", index))
         self._records = Records(config.records.decisions, index)
         runtime = Runtime(
-            config, prices, watch=self._watch, meters=self._meters, workers=workers, worker=index
+            config,
+            prices,
+            watch=self._watch,
+            meters=self._meters,
+            workers=workers,
+            worker=index,
+            local_sha256=local_sha256(directory),
         )
         self.gateway = Gateway(runtime, self._meters, self._records, rng=random.Random())
         self.gateway.ready = self._not_ready

@@ -162,7 +162,7 @@ class People:
 
     # keys
 
-    def keys(self) -> list[StoredKey]:
+    def all_keys(self) -> list[StoredKey]:
         """All keys, by name."""
         with self._read() as connection:
             found = connection.execute(select(keys).order_by(keys.c.name)).mappings()
@@ -242,7 +242,7 @@ class People:
 
     # teams
 
-    def teams(self) -> dict[str, Team]:
+    def all_teams(self) -> dict[str, Team]:
         """All teams by name."""
         with self._read() as connection:
             return {name: _decode(text, Team) for name, text in _definitions(connection, teams)}
@@ -271,7 +271,7 @@ class People:
 
     # budgets
 
-    def budgets(self) -> list[Budget]:
+    def all_budgets(self) -> list[Budget]:
         """All budgets, by name."""
         with self._read() as connection:
             return [_decode(text, Budget) for _, text in _definitions(connection, budgets)]
