@@ -211,7 +211,7 @@ def _show(file: str, report: dict[str, Any]) -> None:
             first = ("", "")
     table("Models", ("model", "policy", "endpoint", "kind", "model there", "price, USD", "quality"), rows)
     budgets = [
-        (b["name"], f"{b['amount']:g} {b['resource']}", _window(b), b["scope"], _strictness(b))
+        (b["name"], f"{b['amount']:,.12g} {b['resource']}", _window(b), b["scope"], _strictness(b))
         for b in report["budgets"]
     ]
     table("Budgets", ("name", "amount", "window", "scope", ""), budgets)
@@ -224,7 +224,7 @@ def _show(file: str, report: dict[str, Any]) -> None:
     table("Limits", ("of", "requests a minute", "tokens a minute", "parallel"), limits)
     ledger = report["ledger"]
     books = [(name, str(ledger[name])) for name in _BOOKS if ledger[name] is not None]
-    table("Books", ("", ""), [*books, ("lease", show_duration(ledger["lease_s"]))])
+    table("Books", ("setting", "value"), [*books, ("lease", show_duration(ledger["lease_s"]))])
     for note in report["notes"]:
         click.echo(f"{click.style('note:', fg='yellow')} {note}")
     click.echo(f"{click.style('ok:', fg='green')} {file} is valid; it listens on {report['listen']}.")
