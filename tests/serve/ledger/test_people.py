@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import Engine, create_engine, select, text
-from sqlalchemy.engine import make_url
 
 from apportion.serve import errors
 from apportion.serve.config.schema import Budget, Config, Key, KeyBudget, KeyLimits, Secret, Team
 from apportion.serve.keyring import Keyring, merged
 from apportion.serve.ledger import people_tables
+from apportion.serve.ledger.database import Database
 from apportion.serve.ledger.people import MissingError, People, PeopleError, TakenError, UnreachableError
 from apportion.serve.ledger.pepper import PepperError, find_pepper
 from apportion.serve.ledger.schema import metadata
@@ -35,14 +35,15 @@ class Clock:
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    url = make_url(database_url)
-    if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
-    made = create_engine(url)
-    metadata.create_all(made)
+def database(database_url: str) -> Iterator[Database]:
+    made = Database(database_url)
     yield made
     made.dispose()
+
+
+@pytest.fixture
+def engine(database: Database) -> Engine:
+    return database.engine
 
 
 @pytest.fixture
@@ -51,8 +52,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def people(engine: Engine, clock: Clock) -> People:
-    return People(engine, PEPPER, clock=clock)
+def people(database: Database, clock: Clock) -> People:
+    return People(database.engine, PEPPER, reading=database.reading, clock=clock)
 
 
 def keyring(people: People, clock: Clock) -> Keyring:
@@ -395,9 +396,11 @@ class TestPepper:
     def test_in_memory_it_ends_with_the_process(self) -> None:
         assert len(find_pepper(create_engine("sqlite://"), None)) == 32
 
-    def test_keys_of_another_pepper_are_marked_and_can_be_rotated(self, engine: Engine, clock: Clock) -> None:
-        _, secret = People.of(engine, Secret("the first pepper"), clock=clock).create_key(Key(name="a"), ME)
-        people = People.of(engine, Secret("the second pepper"), clock=clock)
+    def test_keys_of_another_pepper_are_marked_and_can_be_rotated(
+        self, database: Database, clock: Clock
+    ) -> None:
+        _, secret = People.of(database, Secret("the first pepper"), clock=clock).create_key(Key(name="a"), ME)
+        people = People.of(database, Secret("the second pepper"), clock=clock)
         assert not people.key("a").usable
         assert people.snapshot().credentials == ()
         assert not is_let_in(people, clock, secret)
