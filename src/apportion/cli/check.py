@@ -189,6 +189,16 @@ def _people_notes(config: Config, now: float) -> Iterator[str]:
     for key in config.keys:
         if key.expires is not None and key.expires <= now:
             yield f"The key {key.name} has expired ({show_moment(key.expires)})."
+        team = config.teams.get(key.team or "")
+        for model, needed in config.models.items():
+            places = {target.endpoint for target in needed.endpoints}
+            owners = [owner for owner in (key, team) if owner is not None]
+            if any(owner.models is not None and model not in owner.models for owner in owners):
+                continue
+            for owner in owners:
+                places &= places if owner.endpoints is None else set(owner.endpoints)
+            if not places:
+                yield f"The key {key.name} may use the model {model}, but no endpoint that serves it."
     kinds = {budget.scope.partition(":")[0] for budget in config.all_budgets()}
     for kind, name in (("user", "end user"), ("session", "session")):
         if kind in kinds:
