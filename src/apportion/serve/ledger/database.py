@@ -278,7 +278,6 @@ class Database:
                 if c.dialect.name == "postgresql":
                     c.execution_options(isolation_level="REPEATABLE READ")
                 with c.begin():
-                    self._store.patient(c)
                     return work(c)
         except SQLAlchemyError as error:
             raise _told(error) from None
@@ -298,7 +297,14 @@ def _store(url: str) -> Store:
     if kind == "sqlite" and found.database and found.database != ":memory:":
         from apportion.serve.ledger.sqlite import SQLite
 
-        return SQLite(Path(found.database))
+        try:
+            return SQLite(Path(found.database))
+        except OSError as error:
+            raise ParameterError(
+                f"The ledger cannot be kept in {found.database!r}: {error.strerror}.",
+                field="ledger.url",
+                fix=fix,
+            ) from None
     if kind in ("postgresql", "postgres"):
         try:
             import psycopg  # noqa: F401

@@ -112,7 +112,7 @@ def lock_all(books: Books, c: Connection, holder: str, new: Sequence[New], opene
         known = [(row.scope, decode(row.definition)) for row in c.execute(select(known_budgets))]
         for subject in names:
             for scope, budget in known:
-                if scope == kind_of(subject) and budget.scope in (scope, subject):
+                if scope == kind_of(subject) and (scope == "all" or budget.scope in (scope, subject)):
                     budgets.setdefault(f"{budget.name}@{subject}", budget)
     books.lock(ids, budgets)
 

@@ -15,7 +15,9 @@ from apportion.serve.ledger.schema import entries
 COLUMNS: Final = tuple(column.name for column in entries.columns)
 """Of an entry, in the order of its rows: the fields of `Entry`, then at_us, holder, charged."""
 READS: Final = "apportion_reads"
-"""Execution option of an engine or connection that only reads: on SQLite it then locks nobody out."""
+"""Execution option of an engine or connection that only reads, if need be for minutes. On SQLite it then locks
+nobody out.
+"""
 
 
 class HolderRow(NamedTuple):
