@@ -667,7 +667,7 @@ class StreamReader:
         self.usage_final = False
 
     @property
-    def output_sizes(self) -> int:
+    def output_chars(self) -> int:
         """The old name of ``output_bytes``."""
         return self.output_bytes
 
