@@ -19,6 +19,8 @@ COMMANDS = {
     "keys": "Make, list, rotate, disable and delete keys.",
     "teams": "Make, list and delete teams.",
     "budgets": "Make, list and delete budgets, and see what is left of them.",
+    "spend": "Show what was spent, on what, by whom.",
+    "ledger": "Check the books, see who has what of the budgets, export every entry.",
     "models": "List, fetch, verify and remove the weights of local models.",
     "methods": "List the methods that decide: name, parameters, papers.",
     "import": "Turn the configuration of another gateway into an apportion.yaml.",
