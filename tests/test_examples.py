@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,12 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PROGRAMS = sorted(EXAMPLES.glob("*.py"))
+CONFIGURATIONS = sorted(EXAMPLES.glob("*.yaml"))
+VARIABLES = {
+    **dict.fromkeys(("SEARCH_KEY", "SUPPORT_KEY", "OPERATIONS_KEY", "OPENAI_API_KEY", "APPORTION_PEPPER")),
+    "APPORTION_LEDGER_URL": "postgresql://apportion:s3cret@db.internal:5432/apportion",
+    "APPORTION_REDIS_URL": "redis://:s3cret@cache.internal:6379/0",
+}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +31,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         [*command, str(EXAMPLES / "apportion.yaml")],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "XDG_RUNTIME_DIR": str(runtime)},
+        env={**os.environ, "XDG_RUNTIME_DIR": str(runtime), "XDG_STATE_HOME": str(runtime)},
     ) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
@@ -50,5 +57,25 @@ def test_prints_what_is_written_beside_it(url: str, program: Path) -> None:
     assert run.stdout == program.with_suffix(".out").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("file", CONFIGURATIONS, ids=lambda path: path.stem)
+def test_is_valid_and_shows_no_secret(file: Path) -> None:
+    environ = {name: value or f"s3cret-{name}" for name, value in VARIABLES.items()}
+    run = subprocess.run(
+        [sys.executable, "-m", "apportion.cli", "check", str(file), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **environ},
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    report = json.loads(run.stdout)
+    assert not [note for note in report["notes"] if "no `quality`" in note or "serves no model" in note]
+    assert "s3cret" not in run.stdout
+    for name in re.findall(r"\$\{([A-Z_]+)\}", file.read_text(encoding="utf-8")):
+        assert name in VARIABLES
+
+
 def test_there_are_examples() -> None:
     assert len(PROGRAMS) >= 3
+    assert len(CONFIGURATIONS) >= 3

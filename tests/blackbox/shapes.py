@@ -27,6 +27,10 @@ class Want:
     """Pad every piece to this many bytes."""
     usage: str = "usual"
     """usual | absent | on_choice | on_content | every | zero_first: where the stream says its usage."""
+    provider: str = ""
+    """Whose words say the usage, with the bill of that name in ``providers``; "" for the plainest."""
+    say: object = None
+    """In place of the usage object, whatever this is; None for the right one."""
 
 
 @dataclass

@@ -19,10 +19,10 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import shapes
+from . import providers, shapes
 
 SENT_ON_S = 0.15
 """Between content and a fault after it, so that the content has surely left the proxy."""
@@ -66,9 +66,17 @@ class Seen:
     tokens_in: int = 0
     tokens_out: int = 0
     bytes_out: int = 0
+    bill: providers.Bill | None = None
+    """What the provider charges for the whole answer, where its words were asked for."""
     done: bool = False
     gone_at_s: float | None = None
     """When the proxy closed the connection before the answer was complete (monotonic seconds)."""
+
+    def units(self, prices: providers.Prices) -> int:
+        """The invoice in pico-dollars: the whole answer, or what was produced until it broke."""
+        if self.done and self.bill is not None:
+            return self.bill.units(prices)
+        return providers.Bill(fresh=self.tokens_in, said=self.tokens_out).units(prices)
 
     def header(self, name: str) -> str | None:
         return next((v for k, v in self.headers if k.lower() == name.lower()), None)
@@ -300,6 +308,8 @@ class Exchange:
         for i, part in enumerate(self.parts() if parts is None else parts):
             if self.script.delay_s and i > self.cut():
                 await asyncio.sleep(self.script.delay_s)
+            if self.connection.gone.is_set():  # a good server stops here, before the next token
+                raise Gone
             self.bill(i)
             await self.chunk(part)
         await self.finish()
@@ -809,7 +819,13 @@ class Upstream:
         if shape is None or not isinstance(seen.json, dict):
             await x.whole(404, json.dumps(x.error_body(404)).encode(), ("content-type", "application/json"))
             return
-        x.reply = shape(seen.json, x.script.want)
+        want = x.script.want
+        x.reply = shape(seen.json, want)
+        if want.provider:
+            provider = providers.BY_NAME[want.provider]
+            api = path.rpartition("/v1/")[2].replace("/", "_").removesuffix("_completions")
+            x.reply = providers.told(shape(seen.json, replace(want, usage="absent")), api, provider)
+            seen.bill = provider.bill
         seen.tokens_in = x.reply.answer.tokens_in
         hit = {
             "all": True,

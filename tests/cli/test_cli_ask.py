@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from apportion.cli.app import app
+from apportion.serve import control
 
 DECISION = {
     "id": "dec_1",
@@ -164,3 +165,22 @@ def test_nothing_is_running() -> None:
     assert done.exit_code == 1
     assert f"No proxy answers on 127.0.0.1:{port}" in done.stderr
     assert "apportion up" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sent"),
+    [((), "Bearer told"), (("--key", "k"), "Bearer k"), (("--host", "localhost"), "Bearer told")],
+)
+def test_a_proxy_of_ones_own_needs_no_key(
+    proxy: Scripted, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], sent: str
+) -> None:
+    monkeypatch.setattr(control, "local_key", lambda port: "told" if port == proxy.port else None)
+    assert ask(proxy, "Hi", *arguments).exit_code == 0
+    assert proxy.sent[0][1]["authorization"] == sent
+
+
+def test_the_key_of_ones_own_proxy_is_sent_to_no_other_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(control, "local_key", asked.append)
+    CliRunner().invoke(app, ["ask", "Hi", "--host", "no-such-host.invalid", "--port", "8080"])
+    assert asked == []

@@ -15,7 +15,7 @@ organisation: acme
 teams: {red: {budget: {usd: 100, window: month, time_zone: Europe/Berlin}, limits: {requests_per_minute: 600}}}
 keys:
   - {name: web, secret: s3cret, team: red, budget: {usd: 5, window: 1d}, limits: {parallel: 8}}
-  - {name: old, secret: gone, expires: 2020-02-01T12:00:00Z}
+  - {name: old, secret: gone, expires: 2020-02-01T12:00:00Z, models: [chat, small], endpoints: [own]}
 budgets:
   - {name: burst, amount: 3, window: 10m, sliding: true, overdraft: 0.5}
   - {name: people, amount: 1, window: week, scope: user}
@@ -55,6 +55,8 @@ def test_a_good_file_is_explained(file: Path) -> None:
     for words in ("postgresql://ann@db:5432/books", "redis://cache:6379/0", "when_lost"):
         assert words in done.output
     assert "The key old has expired (2020-02-01T12:00:00Z)." in done.output
+    assert "The key old may use the model chat, but no endpoint that serves it." in done.output
+    assert "may use the model small" not in done.output
     assert "names no end user falls under no budget" in done.output
     assert "hunter2" not in done.output
     assert "hard dollar budget refuses requests to own" in done.output

@@ -77,15 +77,42 @@ def test_options_stand_above_the_environment_above_the_file(
 def test_an_open_proxy_for_others_is_refused(
     started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = CliRunner().invoke(app, ["up", "--host", "0.0.0.0"])
+    done = CliRunner().invoke(app, ["up", "--host", "0.0.0.0", "--no-auth"])
     assert done.exit_code == 1
-    assert "Add `keys`" in done.stderr
+    assert "listen on 127.0.0.1" in done.stderr
     assert started == []
+    done = CliRunner().invoke(app, ["up", "--host", "0.0.0.0"])
+    assert done.exit_code == 3, done.output
+    assert started[-1]["config"].auth.required
     monkeypatch.setenv("APPORTION_API_KEY", "k")
     done = CliRunner().invoke(app, ["up", "--host", "0.0.0.0"])
     assert done.exit_code == 3, done.output
     assert "http://127.0.0.1:8080" in done.stdout
     assert "$APPORTION_API_KEY" in done.stdout
+
+
+def test_without_keys_only_on_this_machine(started: list[dict[str, Any]]) -> None:
+    done = CliRunner().invoke(app, ["up", "--no-auth"])
+    assert done.exit_code == 3, done.output
+    assert not started[-1]["config"].auth.required
+    assert "APPORTION_API_KEY" not in done.stdout
+    assert 'OpenAI(base_url="http://127.0.0.1:8080/v1", api_key="any")' in done.stdout
+
+
+def test_the_first_key_is_shown_once(
+    started: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(config: Any, *, config_path: Any, on_ready: Any) -> int:
+        on_ready(supervisor.Ready("127.0.0.1", 8080, config, "sk-ap-first"))
+        return 3
+
+    monkeypatch.setattr(supervisor, "run", run)
+    done = CliRunner().invoke(app, ["up"])
+    assert done.stdout.count("sk-ap-first") == 1
+    (tmp_path / "apportion.yaml").write_text(FILE)
+    done = CliRunner().invoke(app, ["serve"])
+    assert done.stdout == "sk-ap-first\n", "alone, so that it can be captured"
+    assert "shown this once" in done.stderr
 
 
 def test_serve_needs_a_file_and_says_little(started: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``apportion ask``: one question to a running proxy, with the standard library alone."""
+"""``apportion ask``: one question to a running proxy."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 from apportion.core.errors import ApportionError
 
 TIMEOUT_S = 600.0
+_HERE = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "::")
 
 
 class AskError(ApportionError):
@@ -32,7 +33,10 @@ class AskError(ApportionError):
 @click.option("--host", envvar="APPORTION_HOST", default="127.0.0.1", show_default=True, show_envvar=True)
 @click.option("--port", envvar="APPORTION_PORT", type=int, default=8080, show_default=True, show_envvar=True)
 @click.option(
-    "--key", envvar="APPORTION_API_KEY", show_envvar=True, help="The key. A proxy of yours on this machine needs none from you."
+    "--key",
+    envvar="APPORTION_API_KEY",
+    show_envvar=True,
+    help="The key. A proxy of the same user on this machine needs none.",
 )
 def command(
     question: str,
@@ -52,7 +56,7 @@ def command(
     """
     if question == "-":
         question = sys.stdin.read()
-    proxy = Proxy(host, port, key or local_key(host, port))
+    proxy = Proxy(host, port, key or _local_key(host, port))
     messages = [{"role": "system", "content": system}] if system else []
     body: dict[str, Any] = {
         "model": model or proxy.first_model(),
@@ -85,16 +89,13 @@ def command(
         click.echo(click.style(summary(answer, decision), dim=True), err=True)
 
 
-def local_key(host: str, port: int) -> str | None:
-    """The key that a proxy of this user on this machine has for their commands; None if there is none."""
-    from apportion.serve import control
+def _local_key(host: str, port: int) -> str | None:
+    """What a proxy on this machine tells its own user in place of a key."""
+    if host not in _HERE:
+        return None
+    from apportion.serve.control import local_key
 
-    if host not in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "::"):
-        return None
-    try:
-        return str(control.request("/key", port=port, timeout_s=5.0).get("key") or "") or None
-    except control.ControlError:
-        return None
+    return local_key(port)
 
 
 class Answer:

@@ -189,6 +189,16 @@ def _people_notes(config: Config, now: float) -> Iterator[str]:
     for key in config.keys:
         if key.expires is not None and key.expires <= now:
             yield f"The key {key.name} has expired ({show_moment(key.expires)})."
+        team = config.teams.get(key.team or "")
+        for model, needed in config.models.items():
+            places = {target.endpoint for target in needed.endpoints}
+            owners = [owner for owner in (key, team) if owner is not None]
+            if any(owner.models is not None and model not in owner.models for owner in owners):
+                continue
+            for owner in owners:
+                places &= places if owner.endpoints is None else set(owner.endpoints)
+            if not places:
+                yield f"The key {key.name} may use the model {model}, but no endpoint that serves it."
     kinds = {budget.scope.partition(":")[0] for budget in config.all_budgets()}
     for kind, name in (("user", "end user"), ("session", "session")):
         if kind in kinds:
@@ -211,7 +221,7 @@ def _show(file: str, report: dict[str, Any]) -> None:
             first = ("", "")
     table("Models", ("model", "policy", "endpoint", "kind", "model there", "price, USD", "quality"), rows)
     budgets = [
-        (b["name"], f"{b['amount']:g} {b['resource']}", _window(b), b["scope"], _strictness(b))
+        (b["name"], f"{b['amount']:,.12g} {b['resource']}", _window(b), b["scope"], _strictness(b))
         for b in report["budgets"]
     ]
     table("Budgets", ("name", "amount", "window", "scope", ""), budgets)
@@ -224,7 +234,7 @@ def _show(file: str, report: dict[str, Any]) -> None:
     table("Limits", ("of", "requests a minute", "tokens a minute", "parallel"), limits)
     ledger = report["ledger"]
     books = [(name, str(ledger[name])) for name in _BOOKS if ledger[name] is not None]
-    table("Books", ("", ""), [*books, ("lease", show_duration(ledger["lease_s"]))])
+    table("Books", ("setting", "value"), [*books, ("lease", show_duration(ledger["lease_s"]))])
     for note in report["notes"]:
         click.echo(f"{click.style('note:', fg='yellow')} {note}")
     click.echo(f"{click.style('ok:', fg='green')} {file} is valid; it listens on {report['listen']}.")

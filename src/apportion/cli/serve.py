@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-
 from typing import TYPE_CHECKING
 
 import click
@@ -29,16 +28,17 @@ if TYPE_CHECKING:
 def command(file: str, host: str | None, port: int | None, workers: int | None, no_auth: bool) -> None:
     """Start the proxy with a configuration file.
 
+    The first start, where nobody has a key yet, makes an admin key and prints it.
+
     SIGHUP or `apportion reload` reads the file again; SIGTERM lets answers under way finish and stops.
     """
     from apportion.serve.config.reader import load
 
-    def ready(ready: Ready) -> None:
-        if ready.first_key is not None:
-            click.echo(f"Admin key, shown once: {ready.first_key}")
+    def ready(proxy: Ready) -> None:
+        if proxy.first_key is not None:
+            click.echo("No key existed. This admin key is shown this once:", err=True)
+            click.echo(proxy.first_key)
             sys.stdout.flush()
-        click.echo(f"apportion listens on {ready.url}", err=True)
+        click.echo(f"apportion listens on {proxy.url}", err=True)
 
-    sys.exit(
-        run(load(file), file, host=host, port=port, workers=workers, no_auth=no_auth, on_ready=ready)
-    )
+    sys.exit(run(load(file), file, host=host, port=port, workers=workers, no_auth=no_auth, on_ready=ready))

@@ -18,8 +18,13 @@ DEFAULT_FILE = "apportion.yaml"
 
 
 def listen_options(command: _Command) -> _Command:
-    """``--host``, ``--port``, ``--workers`` and ``--no-auth``, which stand above the file."""
+    """``--host``, ``--port`` and ``--workers``, which stand above the file's `listen`; ``--no-auth``."""
     for option in (
+        click.option(
+            "--no-auth",
+            is_flag=True,
+            help="Ask nobody for a key. Only where no other machine can reach the proxy.",
+        ),
         click.option("--workers", type=click.IntRange(1, 256), help="Processes that share the port."),
         click.option(
             "--port",
@@ -27,11 +32,6 @@ def listen_options(command: _Command) -> _Command:
             envvar="APPORTION_PORT",
             show_envvar=True,
             help="Port to listen on; 0 lets the system choose.",
-        ),
-        click.option(
-            "--no-auth",
-            is_flag=True,
-            help="Let everybody on this machine in without a key (`auth.required: false`); loopback only.",
         ),
         click.option("--host", envvar="APPORTION_HOST", show_envvar=True, help="Address to listen on."),
     ):
@@ -49,11 +49,15 @@ def run(
     no_auth: bool,
     on_ready: Callable[[Ready], None],
 ) -> int:
-    """Fetch what is missing and serve until stopped; ``on_ready`` gets the address, and the first key if one was made. The exit status."""
+    """Fetch what is missing and serve until stopped; ``on_ready`` is told when it answers. The exit status."""
+    import msgspec
+
     from apportion.serve import supervisor
     from apportion.serve.config.reader import override
 
-    config = override(config, required=False if no_auth else None, host=host, port=port, workers=workers)
+    if no_auth:
+        config = msgspec.structs.replace(config, auth=msgspec.structs.replace(config.auth, required=False))
+    config = override(config, host=host, port=port, workers=workers)
     fetch_weights(config)
     path = Path(config_path).absolute() if config_path is not None else None
     return supervisor.run(config, config_path=path, on_ready=on_ready)

@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     "--config", "file", type=click.Path(dir_okay=False), help=f"Default: ./{DEFAULT_FILE}, if there."
 )
 @listen_options
-def command(
-    file: str | None, host: str | None, port: int | None, workers: int | None, no_auth: bool
-) -> None:
+def command(file: str | None, host: str | None, port: int | None, workers: int | None, no_auth: bool) -> None:
     """Start the proxy and print how to talk to it.
 
     Uses ./apportion.yaml if it is there. Otherwise a small real model runs on this machine's processor; its
-    weights are fetched once.
+    weights are fetched once. The first start, where nobody has a key yet, makes an admin key and prints it;
+    `apportion ask` and this user's other commands need none.
     """
     from apportion.serve.config.default import default_config
     from apportion.serve.config.reader import load
@@ -35,31 +34,29 @@ def command(
         file = DEFAULT_FILE
     config = default_config() if file is None else load(file)
 
-    def ready(ready: Ready) -> None:
-        click.echo(greeting(ready.config, ready.url, ready.first_key))
+    def ready(proxy: Ready) -> None:
+        click.echo(greeting(proxy.config, proxy.url, proxy.first_key))
         sys.stdout.flush()
 
     sys.exit(run(config, file, host=host, port=port, workers=workers, no_auth=no_auth, on_ready=ready))
 
 
 def greeting(config: Config, url: str, first_key: str | None = None) -> str:
-    """How to talk to the proxy at ``url``, as text to copy from. ``first_key`` is shown now and never again."""
+    """How to talk to the proxy at ``url``, as text to copy from; ``first_key`` was made just now."""
     models = list(config.models)
     model = "default" if "default" in models else models[0]
     header, key = "", '"any"'
     if config.auth.required:
         header = ' -H "authorization: Bearer $APPORTION_API_KEY"'
         key = 'os.environ["APPORTION_API_KEY"]'
-    made = ""
-    if first_key is not None:
-        made = f"""
-  Its admin key, shown this once (apportion keys makes others):
-  export APPORTION_API_KEY={first_key}
-"""
-    elif config.auth.required and not config.keys:
-        made = "\n  Clients need a key: apportion keys list, apportion keys create NAME\n"
     shown = ", ".join(models[:5]) + (f" and {len(models) - 5} more" if len(models) > 5 else "")
     bold = click.style(f"apportion is ready on {url}", bold=True)
+    made = ""
+    if first_key is not None:
+        made = (
+            "\n  The admin key, shown this once (others: `apportion keys create NAME`):\n\n"
+            f"  export APPORTION_API_KEY={first_key}\n"
+        )
     return f"""\
 
 {bold}    models: {shown}

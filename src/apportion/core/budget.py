@@ -246,7 +246,7 @@ class Account:
             _whole(amount_units)
             raise self._short(amount_units, self.spent_units, "has spent", "amount_units")
         self._advance(now)
-        self._refund(amount_units)
+        self._refund(amount_units, now)
 
     def settle(self, reserved_units: int, actual_units: int, now: float) -> None:
         """Turn a reservation of ``reserved_units`` into a cost of ``actual_units``."""
@@ -290,7 +290,7 @@ class Account:
         self.reserved_units += reserved
         self._level -= lent + reserved
         if spent < 0:
-            self._refund(-spent)
+            self._refund(-spent, now)
         else:
             self._level -= spent
             self.spent_units += spent
@@ -415,7 +415,7 @@ class Account:
         if after is None:
             return
         if same:
-            after.change(self._amount if self._hard else None)
+            after.change(self._amount if self._hard else None, now)
         elif before is not None:
             before.move_to(after, now)
             self._level += after.slide(now)
@@ -493,11 +493,11 @@ class Account:
             if self._level >= most:
                 self._level, self._part = most, 0
 
-    def _refund(self, amount_units: int) -> None:
+    def _refund(self, amount_units: int, now: float) -> None:
         self.spent_units -= amount_units
         self._before = min(self._before, self.spent_units)
         if self._sliding is not None:
-            self._level += self._sliding.refund(amount_units)
+            self._level += self._sliding.refund(amount_units, now)
             self._end = self._sliding.end_s
         else:
             room = self._amount - (self.lent_units if self._rate else self._held)

@@ -51,9 +51,9 @@ class Sliding:
 
     def spend(self, units: int, now: float) -> None:
         """Take in a spending; call `slide` before, if it is time."""
-        self._see(int(now * _NS))
         if not units:
             return
+        self._see(int(now * _NS))
         self._add(self._last or 0, units)
         if self._limit is not None and self.total_units > self._limit:
             self._owe(min(units, self.total_units - self._limit))
@@ -68,8 +68,11 @@ class Sliding:
             freed += self._skip(rounds) or self._free()
         return freed
 
-    def refund(self, units: int) -> int:
+    def refund(self, units: int, now: float) -> int:
         """Take back a spending, at most all that counts: the oldest first, so that what stays stays longest."""
+        if not units:
+            return 0
+        self._see(int(now * _NS))
         left = taken = min(units, self.total_units + self.owed_units)
         while left and self._parts:
             oldest = self._parts[0]
@@ -97,9 +100,10 @@ class Sliding:
             freed += skipped or ahead._free()
         return max(0.0, end / _NS - now)
 
-    def change(self, limit: int | None) -> None:
+    def change(self, limit: int | None, now: float) -> None:
         """Go over to another limit. What was spent counts as before; what is owed takes the room there is."""
         self._limit = limit
+        self._see(int(now * _NS))
         self._pay(self._last or 0)
 
     def move_to(self, other: Sliding, now: float) -> None:

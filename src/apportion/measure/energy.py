@@ -1,7 +1,8 @@
 """What an answer takes in energy and emits, exactly: whole numbers of micro-joules and micro-grams of CO2.
 
-An endpoint that draws P watts for one request takes P joules in each second that it works on it, and a grid that
-emits G grams for a kilowatt-hour emits G grams for each 3.6 million joules. What is not known is None.
+A machine that draws P watts while it works takes P joules in each server-second (of which requests at the same time
+each have their share), and a grid that emits G grams for a kilowatt-hour emits G grams for each 3.6 million joules.
+What is not known is None.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _JOULES_PER_KWH = 3_600_000
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """The power that one request draws at one endpoint, and what the grid there emits for it."""
+    """The power that an endpoint draws while it works, and what the grid there emits for it."""
 
     joule: tuple[int, int]
     """Micro-joules in a nanosecond, as numerator and denominator."""

@@ -124,7 +124,7 @@ class Admin:
     # keys
 
     async def _list_keys(self, visit: Visit) -> None:
-        stored = await _asked(self._open().keys)
+        stored = await _asked(self._open().all_keys)
         now = time.time()
         found = [shown_key(key, now) for key in self._runtime().configured.keys]
         visit.send({"object": "list", "data": [*found, *(shown_key(each.key, now, each) for each in stored)]})
@@ -205,7 +205,7 @@ class Admin:
     # teams
 
     async def _list_teams(self, visit: Visit) -> None:
-        stored = await _asked(self._open().teams)
+        stored = await _asked(self._open().all_teams)
         configured = self._runtime().configured.teams
         found = [shown_team(name, team, stored=False) for name, team in configured.items()]
         found += [shown_team(name, team) for name, team in stored.items() if name not in configured]
@@ -227,7 +227,7 @@ class Admin:
         if name in configured:
             visit.send(shown_team(name, configured[name], stored=False))
             return
-        stored = await _asked(self._open().teams)
+        stored = await _asked(self._open().all_teams)
         if name not in stored:
             raise errors.NotFoundError(f"There is no team {name[:100]!r}.", field="name")
         visit.send(shown_team(name, stored[name]))
@@ -260,7 +260,7 @@ class Admin:
 
     async def _list_budgets(self, visit: Visit) -> None:
         people = self._open()
-        stored = await _asked(people.budgets)
+        stored = await _asked(people.all_budgets)
         configured = self._runtime().configured.all_budgets()
         names = {budget.name for budget in configured}
         found = [shown_budget(budget, stored=False) for budget in configured]

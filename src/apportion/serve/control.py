@@ -1,21 +1,28 @@
 """The control sockets: how the command line talks to a running proxy, and its workers to each other.
 
 Unix sockets in a directory that only this user may enter; no network, no key. HTTP/1.1 with JSON.
+
+Whoever may enter there needs no key of the configuration to ask the proxy either: it tells its user's commands a key
+that is made anew at every start, and whose digest its workers find in their own private directory.
 """
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import os
+import secrets
 import socket
 import stat
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from apportion.core.errors import ApportionError
+
+_LOCAL_KEY: Final = "local-key.sha256"
 
 
 class ControlError(ApportionError):
@@ -71,3 +78,27 @@ def request(path: str, payload: object = None, *, port: int, timeout_s: float = 
         ) from None
     finally:
         connection.close()
+
+
+def make_local_key(directory: Path) -> str:
+    """A key that only the control socket tells; its SHA-256 is left for the workers in their ``directory``."""
+    secret = secrets.token_urlsafe(32)
+    (directory / _LOCAL_KEY).write_text(hashlib.sha256(secret.encode()).hexdigest())
+    return secret
+
+
+def local_sha256(directory: Path) -> bytes | None:
+    """The digest of that key; None if there is none."""
+    try:
+        return bytes.fromhex((directory / _LOCAL_KEY).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def local_key(port: int) -> str | None:
+    """The key that the proxy on ``port`` tells its own user; None if none of this user is running there."""
+    try:
+        key = request("/key", port=port, timeout_s=5.0).get("key")
+    except (ControlError, msgspec.DecodeError):
+        return None
+    return key if isinstance(key, str) else None

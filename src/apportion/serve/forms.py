@@ -226,7 +226,7 @@ def _moment(text: str | None, now: float) -> float | None:
     return found
 
 
-def _window(value: float | str | None) -> float | Calendar | None:
+def _window(value: float | str | None, field: str = "window") -> float | Calendar | None:
     if not isinstance(value, str):
         return value
     if value in _WINDOWS:
@@ -234,7 +234,7 @@ def _window(value: float | str | None) -> float | Calendar | None:
     found = duration_s(value)
     if found is None or not 0.001 <= found <= 1e10:
         fix = "Write `day`, `week`, `month`, `forever` or a duration such as `1h`."
-        raise FormError(f"{value!r} is no window.", field="window", fix=fix)
+        raise FormError(f"{value!r} is no window.", field=field, fix=fix)
     return found
 
 
@@ -245,7 +245,7 @@ def _limits(limits: Limits | None) -> KeyLimits:
 def _spending(budget: Spending | None) -> KeyBudget | None:
     if budget is None:
         return None
-    return KeyBudget(**{**msgspec.structs.asdict(budget), "window": _window(budget.window)})
+    return KeyBudget(**{**msgspec.structs.asdict(budget), "window": _window(budget.window, "budget.window")})
 
 
 # does it fit what there is?

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -26,7 +24,7 @@ from apportion.core.errors import ApportionError
 from apportion.serve.config.pricing import Prices, all_prices
 from apportion.serve.config.reader import load, override
 from apportion.serve.config.schema import Config
-from apportion.serve.control import run_directory
+from apportion.serve.control import make_local_key, run_directory
 from apportion.serve.engines import Engines
 from apportion.serve.http.server import Request, Responder, Server
 from apportion.serve.ledger.opening import make_first_key
@@ -52,7 +50,7 @@ class Ready(NamedTuple):
     port: int
     config: Config
     first_key: str | None = None
-    """The admin key that was made because there was none: to be shown now, as it is kept nowhere."""
+    """An admin key that was made because there was none; to be shown now, as it is known nowhere afterwards."""
 
     @property
     def url(self) -> str:
@@ -99,7 +97,6 @@ class _Process:
                     self._index,
                     supervisor.workers,
                     str(supervisor.directory),
-                    supervisor.local_sha256,
                     config.listen.host,
                     self._port,
                     supervisor.engines.addresses,
@@ -169,10 +166,8 @@ class Supervisor:
         self.prices: Prices = {}
         self.workers = config.listen.workers
         self.directory = Path(tempfile.mkdtemp(prefix="apportion-"))
+        self._local_key = make_local_key(self.directory)
         self.engines = Engines(self._moved)
-        self._local_key = f"sk-local-{secrets.token_urlsafe(32)}"
-        """What the commands of this user on this machine are told to use, as long as this process lives."""
-        self.local_sha256 = hashlib.sha256(self._local_key.encode()).digest()
         self._config_path = config_path
         self._worker: Worker | None = None
         self._processes: list[_Process] = []
@@ -197,7 +192,6 @@ class Supervisor:
                 index=0,
                 workers=1,
                 directory=self.directory,
-                local_sha256=self.local_sha256,
             )
             first_key = await self._worker.first_key()
             for name, address in self.engines.addresses.items():
@@ -311,6 +305,8 @@ class Supervisor:
                 "workers": self.workers,
                 "models": list(self.config.models),
             }
+        elif request.path == "/key":
+            answer = {"ok": True, "key": self._local_key}
         else:
             answer = {"ok": False, "problems": [f"unknown request {request.path}"]}
         responder.send(200, b"content-type: application/json\r\n", msgspec.json.encode(answer))
@@ -342,6 +338,11 @@ def _read(path: Path, before: Config) -> tuple[Config, Prices]:
     if (old.host, old.port, old.workers) != (new.host, new.port, new.workers):
         logger.warning("listen.host, listen.port and listen.workers take effect at the next start only")
     config = override(config, host=old.host, port=old.port, workers=old.workers)
+    if config.auth.required != before.auth.required:
+        logger.warning("auth.required takes effect at the next start only")
+        config = msgspec.structs.replace(
+            config, auth=msgspec.structs.replace(config.auth, required=before.auth.required)
+        )
     for name in ("records", "otel", "ledger"):
         if getattr(config, name) != getattr(before, name):
             logger.warning("%s takes effect at the next start only", name)

@@ -616,6 +616,15 @@ def usage_of(dialect: str, usage: object) -> Usage | None:
     return _chat_usage(_lenient(_ChatUsage, usage))
 
 
+def usage_in(chunk: Mapping[str, Any]) -> Usage | None:
+    """The usage of a chat completion or chunk, wherever its server puts it."""
+    usage = usage_of("chat", chunk.get("usage")) or usage_of("chat", _dict(chunk.get("x_groq")).get("usage"))
+    if usage is None and "timings" in chunk:
+        timings = _lenient(_Timings, chunk["timings"])
+        usage = _timings_usage(timings) if timings is not None else None
+    return usage
+
+
 def merge_messages_usage(old: Mapping[str, Any], new: object) -> dict[str, Any]:
     """The raw ``usage`` of a messages stream after an event that says ``new``; the rule of ``StreamReader.usage``."""
     told = {k: v for k, v in _dict(new).items() if v is not None}
@@ -658,7 +667,7 @@ class StreamReader:
         self.usage_final = False
 
     @property
-    def output_sizes(self) -> int:
+    def output_chars(self) -> int:
         """The old name of ``output_bytes``."""
         return self.output_bytes
 

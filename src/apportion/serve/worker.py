@@ -20,6 +20,7 @@ import msgspec
 from apportion.measure.metrics import Registry
 from apportion.serve.config.pricing import Prices
 from apportion.serve.config.schema import Config
+from apportion.serve.control import local_sha256
 from apportion.serve.gateway import Gateway
 from apportion.serve.http.client import Exchange, Pool, Target, Timeouts, TransportFailure, Watch
 from apportion.serve.http.server import Request, Responder, Server, ServerLimits
@@ -59,7 +60,6 @@ class Worker:
         index: int,
         workers: int,
         directory: Path,
-        local_sha256: bytes | None = None,
     ) -> None:
         self.index = index
         self._opened = opened
@@ -80,7 +80,7 @@ class Worker:
             saved_prices=opened.prices,
             people=people,
             pepper=opened.people.pepper,
-            local_sha256=local_sha256,
+            local_sha256=local_sha256(directory),
         )
         self.gateway = Gateway(runtime, self._meters, self._records, rng=random.Random())
         self.gateway.admin.people = opened.people
@@ -105,7 +105,6 @@ class Worker:
         index: int,
         workers: int,
         directory: Path,
-        local_sha256: bytes | None = None,
     ) -> Worker:
         """A worker whose ledger is open and whose keys are read. Raises ``LedgerError``."""
         opened = await open_ledger(config, random.Random())
@@ -118,7 +117,6 @@ class Worker:
             index=index,
             workers=workers,
             directory=directory,
-            local_sha256=local_sha256,
         )
 
     async def first_key(self) -> str | None:
@@ -302,7 +300,7 @@ async def _main() -> int:
         nonlocal worker, drain_s
         async for kind, content in _frames(reader):
             if kind == "start":
-                config, prices, index, workers, directory, local_sha256, host, port, addresses = content
+                config, prices, index, workers, directory, host, port, addresses = content
                 configure_logs(config.log)
                 worker = await Worker.open(
                     config,
@@ -310,7 +308,6 @@ async def _main() -> int:
                     index=index,
                     workers=workers,
                     directory=Path(directory),
-                    local_sha256=local_sha256,
                 )
                 drain_s = config.listen.drain_s
                 for name, address in addresses.items():

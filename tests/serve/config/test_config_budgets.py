@@ -10,6 +10,7 @@ from apportion.core.budget import Account
 from apportion.core.budget import Budget as CoreBudget
 from apportion.serve.config import budgets, units
 from apportion.serve.config.budgets import budget_of, limits_of
+from apportion.serve.config.problems import ConfigError
 from apportion.serve.config.reader import loads
 from apportion.serve.config.schema import Budget, Config, KeyLimits
 
@@ -92,6 +93,13 @@ def test_an_end_user_and_a_session_need_not_be_known() -> None:
     assert one("scope: session").scope == "session"
     assert one("scope: key").scope == "key"
     assert one("scope: 'organisation:default'").scope == "organisation:default"
+
+
+def test_without_a_database_of_time_zones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoneinfo.available_timezones", lambda: set[str]())
+    monkeypatch.setattr("apportion.core.calendar.zone", lambda _: None)
+    with pytest.raises(ConfigError, match="install the package `tzdata`"):
+        config("budgets: [{name: b, amount: 5, window: day, time_zone: Asia/Tokyo}]")
 
 
 def test_energy_needs_the_power_of_what_it_meets_only() -> None:

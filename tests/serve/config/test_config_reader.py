@@ -180,6 +180,7 @@ colour: red
         ),
         ("budgets: [{name: 'a@b', amount: 1}]", "budgets[0].name", "may not be a budget's name"),
         ("budgets: [{name: 'key:a:usd', amount: 1}]", "budgets[0].name", "the proxy's own"),
+        ("budgets: [{name: parallel, amount: 1}]", "budgets[0].name", "the proxy's own"),
         ("budgets: [{name: a, amount: 1, window: fortnight}]", "budgets[0].window", "`day`, `week`, `month`"),
         ("budgets: [{name: a, amount: 1, window: 1ms, sliding: 1}]", "budgets[0].sliding", "true or false"),
         ("budgets: [{name: a, amount: 1, window: 0}]", "budgets[0].window", "a duration such as `1h`"),
@@ -202,7 +203,7 @@ colour: red
         (
             "budgets: [{name: a, amount: 1, window: day, time_zone: ../../etc/passwd}]",
             "budgets[0].time_zone",
-            "there is no time zone",
+            "knows no time zone '../../etc/passwd'",
         ),
         (
             "budgets: [{name: a, amount: 1, window: 1d, time_zone: Europe/Berlin}]",

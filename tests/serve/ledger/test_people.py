@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import Engine, create_engine, select, text
-from sqlalchemy.engine import make_url
 
 from apportion.serve import errors
 from apportion.serve.config.schema import Budget, Config, Key, KeyBudget, KeyLimits, Secret, Team
 from apportion.serve.keyring import Keyring, merged
 from apportion.serve.ledger import people_tables
+from apportion.serve.ledger.database import Database
 from apportion.serve.ledger.people import MissingError, People, PeopleError, TakenError, UnreachableError
 from apportion.serve.ledger.pepper import PepperError, find_pepper
 from apportion.serve.ledger.schema import metadata
@@ -35,14 +35,15 @@ class Clock:
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    url = make_url(database_url)
-    if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
-    made = create_engine(url)
-    metadata.create_all(made)
+def database(database_url: str) -> Iterator[Database]:
+    made = Database(database_url)
     yield made
     made.dispose()
+
+
+@pytest.fixture
+def engine(database: Database) -> Engine:
+    return database.engine
 
 
 @pytest.fixture
@@ -51,8 +52,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def people(engine: Engine, clock: Clock) -> People:
-    return People(engine, PEPPER, clock=clock)
+def people(database: Database, clock: Clock) -> People:
+    return People(database.engine, PEPPER, reading=database.reading, clock=clock)
 
 
 def keyring(people: People, clock: Clock) -> Keyring:
@@ -127,7 +128,7 @@ class TestKeys:
         people.create_key(Key(name="a"), ME)
         with pytest.raises(TakenError):
             people.create_key(Key(name="a"), ME)
-        assert len(people.keys()) == 1
+        assert len(people.all_keys()) == 1
 
     @pytest.mark.parametrize(
         "name", ["", " a", "a ", "a/b", "a\nb", "x" * 101, "self", "local", "anonymous", "0123456789ab"]
@@ -135,7 +136,7 @@ class TestKeys:
     def test_names_that_cannot_be(self, people: People, name: str) -> None:
         with pytest.raises(PeopleError):
             people.create_key(Key(name=name), ME)
-        assert people.keys() == []
+        assert people.all_keys() == []
 
     def test_its_name_stays(self, people: People) -> None:
         people.create_key(Key(name="a"), ME)
@@ -252,7 +253,7 @@ class TestTeamsAndBudgets:
             people.create_team("red", Team(), ME)
         limits = KeyLimits(tokens_per_minute=5)
         people.change_team("red", lambda team: msgspec.structs.replace(team, limits=limits), ME)
-        assert people.teams() == {"red": Team(limits=limits)}
+        assert people.all_teams() == {"red": Team(limits=limits)}
         with pytest.raises(MissingError):
             people.create_key(Key(name="a", team="blue"), ME)
         people.create_key(Key(name="a", team="blue"), ME, teams={"blue"})
@@ -275,12 +276,12 @@ class TestTeamsAndBudgets:
             "day", lambda b: msgspec.structs.replace(b, amount=6.0, name="other", resource="tokens"), ME
         )
         assert changed == msgspec.structs.replace(budget, amount=6.0), "its name and resource stay"
-        assert people.budgets() == [changed]
+        assert people.all_budgets() == [changed]
         for name in ("key:a", "team:b", "a@b"):
             with pytest.raises(PeopleError):
                 people.create_budget(Budget(name=name, amount=1.0), ME)
         people.delete_budget("day", ME)
-        assert people.budgets() == []
+        assert people.all_budgets() == []
 
     def test_the_configuration_stands_above_the_database(self, people: People) -> None:
         people.create_team("red", Team(), ME)
@@ -308,7 +309,7 @@ def test_every_change_is_a_new_version_and_nothing_else_is(people: People) -> No
     ):
         change()
         versions.append(people.version())
-        people.keys(), people.teams(), people.budgets(), people.audit()
+        people.all_keys(), people.all_teams(), people.all_budgets(), people.audit()
         assert people.snapshot().version == people.version() == versions[-1]
     assert versions == sorted(set(versions))
 
@@ -332,7 +333,7 @@ def test_writers_at_once_lose_nothing(engine: Engine) -> None:
         thread.join()
     people = People(engine, PEPPER)
     assert problems == []
-    assert len(people.keys()) == len(people.audit()) == people.version() == count * each
+    assert len(people.all_keys()) == len(people.audit()) == people.version() == count * each
 
 
 def test_a_database_that_fails_is_told_without_its_statement(engine: Engine, people: People) -> None:
@@ -342,7 +343,7 @@ def test_a_database_that_fails_is_told_without_its_statement(engine: Engine, peo
         people.create_key(Key(name="a", tags={"private": "word"}), ME)
     assert "INSERT" not in str(caught.value)
     assert "word" not in str(caught.value)
-    assert people.keys() == [], "all or nothing"
+    assert people.all_keys() == [], "all or nothing"
 
 
 class TestPepper:
@@ -395,9 +396,11 @@ class TestPepper:
     def test_in_memory_it_ends_with_the_process(self) -> None:
         assert len(find_pepper(create_engine("sqlite://"), None)) == 32
 
-    def test_keys_of_another_pepper_are_marked_and_can_be_rotated(self, engine: Engine, clock: Clock) -> None:
-        _, secret = People.of(engine, Secret("the first pepper"), clock=clock).create_key(Key(name="a"), ME)
-        people = People.of(engine, Secret("the second pepper"), clock=clock)
+    def test_keys_of_another_pepper_are_marked_and_can_be_rotated(
+        self, database: Database, clock: Clock
+    ) -> None:
+        _, secret = People.of(database, Secret("the first pepper"), clock=clock).create_key(Key(name="a"), ME)
+        people = People.of(database, Secret("the second pepper"), clock=clock)
         assert not people.key("a").usable
         assert people.snapshot().credentials == ()
         assert not is_let_in(people, clock, secret)

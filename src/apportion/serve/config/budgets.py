@@ -22,6 +22,8 @@ SCOPES: Final = (
     *("all", "organisation", "team", "key", "user", "session", "model", "endpoint"),
     "request",
 )
+_RATES: Final = ("requests_per_minute", "tokens_per_minute", "parallel")
+"""Names of the budgets that `limits` mean."""
 _ALONE: Final = ("all", "request")
 """Scopes that are one thing, and take no name."""
 _CLIENTS: Final = ("user", "session")
@@ -50,13 +52,13 @@ def budget_of(entry: Budget) -> core.Budget:
 def limits_of(scope: str, limits: KeyLimits) -> list[core.Budget]:
     """The budgets that the rates of a key or team mean: ``scope`` is ``key:NAME`` or ``team:NAME``."""
     found = []
-    for name in ("requests_per_minute", "tokens_per_minute"):
+    for name in _RATES[:2]:
         limit = getattr(limits, name)
         if limit is not None:
             unit = name.partition("_")[0]
             found.append(core.Budget(name, unit, limit, refill_per_s=limit / 60.0, scope=scope))
     if limits.parallel is not None:
-        found.append(core.Budget("parallel", "parallel", limits.parallel, scope=scope))
+        found.append(core.Budget(_RATES[2], "parallel", limits.parallel, scope=scope))
     return found
 
 
@@ -75,8 +77,8 @@ def faults(config: Config, names: Callable[[str], set[str]]) -> Iterator[Fault]:
         yield from _energy(path, budget, config)
         if budget.name in seen:
             yield Fault((*path, "name"), f"another budget is called {budget.name!r}.", "Rename one.")
-        elif "@" in budget.name or budget.name.startswith(("key:", "team:")):
-            fix = "Names with `@`, and those that begin with `key:` or `team:`, are the proxy's own."
+        elif "@" in budget.name or budget.name.startswith(("key:", "team:")) or budget.name in _RATES:
+            fix = "Names with `@`, those that begin with `key:` or `team:`, and those of `limits` are the proxy's own."
             yield Fault((*path, "name"), f"{budget.name!r} may not be a budget's name.", fix)
         seen.add(budget.name)
 
@@ -120,15 +122,22 @@ def _window(path: Path, budget: Budget) -> Iterator[Fault]:
         yield Fault((*path, "sliding"), "only a window with a length can slide.", fix)
     if budget.time_zone != "UTC":
         if calendar.zone(budget.time_zone) is None:
-            near = nearest(budget.time_zone, sorted(zoneinfo.available_timezones()))
-            fix = near if near.startswith("Did") else "Use a name such as `Europe/Berlin`."
-            yield Fault((*path, "time_zone"), f"there is no time zone {budget.time_zone!r}.", fix)
+            message = f"this machine knows no time zone {budget.time_zone!r}."
+            yield Fault((*path, "time_zone"), message, _zone_fix(budget.time_zone))
         elif not dated:
             fix = "Use `window: day`, `week` or `month`, or remove it."
             yield Fault((*path, "time_zone"), "only a window of the calendar has a time zone.", fix)
     if budget.overdraft and not budget.hard:
         fix = "Remove it: a soft budget refuses nothing."
         yield Fault((*path, "overdraft"), "only a hard budget has an overdraft.", fix)
+
+
+def _zone_fix(wrong: str) -> str:
+    known = zoneinfo.available_timezones()
+    if not known:
+        return "It has no database of them: install the package `tzdata`."
+    near = nearest(wrong, sorted(known))
+    return near if near.startswith("Did") else "Use a name such as `Europe/Berlin`."
 
 
 def _scope(path: Path, budget: Budget, config: Config, names: Callable[[str], set[str]]) -> Iterator[Fault]:

@@ -312,8 +312,8 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     watts: Annotated[
         Annotated[float, Meta(gt=0)] | None,
         Meta(
-            description="Power drawn while it works on one request, its share of the idle machine included: "
-            "joules are watts times server-seconds. Left out: unknown."
+            description="Self-hosted: power that the machine draws while it works. Joules are watts times "
+            "measured server-seconds, which the requests under way share. Left out: unknown."
         ),
     ] = None
     slots: Annotated[

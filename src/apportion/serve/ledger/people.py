@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, Engine, RowMapping, Select, Table, delete, insert, or_, select, update
@@ -24,6 +24,9 @@ from apportion.serve.keyring import RESERVED_NAMES, Credential, Snapshot, digest
 from apportion.serve.ledger.balances import Balance, balances
 from apportion.serve.ledger.people_tables import audit, budgets, keys, settings, teams
 from apportion.serve.ledger.pepper import find_pepper, fingerprint
+
+if TYPE_CHECKING:
+    from apportion.serve.ledger.database import Database
 
 _VERSION: Final = "people"
 _ID: Final = re.compile(r"[0-9a-f]{12}")
@@ -95,13 +98,22 @@ class _Definition(msgspec.Struct, frozen=True, kw_only=True):
 class People:
     """Reads and changes keys, teams and budgets. Blocks; may be used by many threads and processes at once.
 
-    ``engine`` is that of a database whose tables exist; ``pepper`` as `find_pepper` gives it. ``actor`` says in the
-    audit who asked. ``clock`` gives Unix seconds. Raises `PeopleError`.
+    ``engine`` is that of a database whose tables exist, ``reading`` the one for transactions that only read (default:
+    the same); ``pepper`` as `find_pepper` gives it. ``actor`` says in the audit who asked. ``clock`` gives Unix
+    seconds. Raises `PeopleError`.
     """
 
-    def __init__(self, engine: Engine, pepper: bytes, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        pepper: bytes,
+        *,
+        reading: Engine | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.pepper = pepper
         self._engine = engine
+        self._reading = engine if reading is None else reading
         self._clock = clock
         self._fingerprint = fingerprint(pepper)
         with self._read() as connection:
@@ -114,9 +126,12 @@ class People:
                 pass  # another process was quicker
 
     @classmethod
-    def of(cls, engine: Engine, pepper: Secret | None, *, clock: Callable[[], float] = time.time) -> People:
-        """With ``auth.pepper`` of the configuration, or that of the database."""
-        return cls(engine, find_pepper(engine, None if pepper is None else pepper.reveal()), clock=clock)
+    def of(
+        cls, database: Database, pepper: Secret | None, *, clock: Callable[[], float] = time.time
+    ) -> People:
+        """Those of a database, with ``auth.pepper`` of the configuration (None: the database's own)."""
+        found = find_pepper(database.engine, None if pepper is None else pepper.reveal())
+        return cls(database.engine, found, reading=database.reading, clock=clock)
 
     # all of it
 
@@ -162,7 +177,7 @@ class People:
 
     # keys
 
-    def keys(self) -> list[StoredKey]:
+    def all_keys(self) -> list[StoredKey]:
         """All keys, by name."""
         with self._read() as connection:
             found = connection.execute(select(keys).order_by(keys.c.name)).mappings()
@@ -242,7 +257,7 @@ class People:
 
     # teams
 
-    def teams(self) -> dict[str, Team]:
+    def all_teams(self) -> dict[str, Team]:
         """All teams by name."""
         with self._read() as connection:
             return {name: _decode(text, Team) for name, text in _definitions(connection, teams)}
@@ -271,7 +286,7 @@ class People:
 
     # budgets
 
-    def budgets(self) -> list[Budget]:
+    def all_budgets(self) -> list[Budget]:
         """All budgets, by name."""
         with self._read() as connection:
             return [_decode(text, Budget) for _, text in _definitions(connection, budgets)]
@@ -306,7 +321,7 @@ class People:
     @contextmanager
     def _read(self) -> Iterator[Connection]:
         try:
-            with self._engine.connect() as connection:
+            with self._reading.connect() as connection:
                 yield connection
         except SQLAlchemyError as error:
             raise _unreachable(error) from None

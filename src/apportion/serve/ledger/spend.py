@@ -182,7 +182,7 @@ def rows(connection: sa.Connection, question: Question, limit: int | None = None
         .order_by(*first, *names)
         .limit(limit)
     )
-    streaming = {"stream_results": True, "max_row_buffer": _ROWS_AT_ONCE}
+    streaming = {"stream_results": limit is None, "max_row_buffer": _ROWS_AT_ONCE}
     with connection.execute(select, execution_options=streaming) as read:
         for row in read:
             group = tuple(label(value) for (_, label), value in zip(found, row, strict=False))

@@ -20,7 +20,7 @@ from apportion.serve.translate.common import (
 from apportion.serve.translate.common import Stream as BaseStream
 from apportion.serve.translate.errors import error_event
 from apportion.serve.translate.usage import messages_usage
-from apportion.serve.wire import loads, usage_of
+from apportion.serve.wire import loads, usage_in
 
 STOP_REASONS = {
     "stop": "end_turn",
@@ -78,7 +78,7 @@ def response(body: JSON) -> JSON:
     reason, sequence = _stop(as_str(choice.get("finish_reason")), _matched(choice), bool(calls))
     if message.get("refusal"):
         reason = "refusal"
-    usage = usage_of("chat", body.get("usage"))
+    usage = usage_in(body)
     return {
         "id": as_str(body.get("id")),
         "type": "message",
@@ -125,9 +125,7 @@ class Stream(BaseStream):
             raise ValueError("a stream event must be a JSON object")
         if chunk.get("error") or event_name == b"error" or chunk.get("object") == "error":
             return self.error(chunk)
-        usage = usage_of("chat", chunk.get("usage")) or usage_of(
-            "chat", as_dict(chunk.get("x_groq")).get("usage")
-        )
+        usage = usage_in(chunk)
         if usage is not None:
             self._usage = usage
         out = [self._begin(chunk)]

@@ -18,7 +18,7 @@ from apportion.serve.translate.common import (
 from apportion.serve.translate.common import Stream as BaseStream
 from apportion.serve.translate.errors import error_event
 from apportion.serve.translate.usage import responses_usage
-from apportion.serve.wire import loads, usage_of
+from apportion.serve.wire import loads, usage_in
 
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 _ECHOED = (
@@ -106,7 +106,7 @@ def response(body: JSON, asked: JSON, *, created_s: int) -> JSON:
     for call in as_list(message.get("tool_calls")):
         output.append(_call_item(as_dict(call), stem, len(output)))
     frame = _frame(asked, as_str(body.get("id")), as_str(body.get("model")), created_s)
-    return _close(frame, output, finish, usage_of("chat", body.get("usage")))
+    return _close(frame, output, finish, usage_in(body))
 
 
 def _reasoning_item(item_id: str, summary: list[JSON]) -> JSON:
@@ -190,9 +190,7 @@ class Stream(BaseStream):
             raise ValueError("a stream event must be a JSON object")
         if chunk.get("error") or event_name == b"error" or chunk.get("object") == "error":
             return self.error(chunk)
-        usage = usage_of("chat", chunk.get("usage")) or usage_of(
-            "chat", as_dict(chunk.get("x_groq")).get("usage")
-        )
+        usage = usage_in(chunk)
         self._usage = usage or self._usage
         out: list[bytes] = []
         self._begin(chunk, out)
