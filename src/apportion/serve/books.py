@@ -162,7 +162,9 @@ class Books:
         self._sheets: dict[tuple[str, str], Sheet] = {}
         self._previous = previous._pricers if previous is not None else {}
         if previous is not None:
-            self._saved = previous.saved_prices() | dict(self._saved) if saved_prices else previous.saved_prices()
+            self._saved = (
+                previous.saved_prices() | dict(self._saved) if saved_prices else previous.saved_prices()
+            )
             for at, sheet in previous._sheets.items():
                 sheet.flush(now)
                 if sheet.pays(self._outside, self._pricers_of(*at)):
@@ -326,7 +328,9 @@ def warnings(lines: Lines) -> list[str]:
             unit = purse.budget.unit
             left = purse.available - purse.spent
             if left <= unit.to_units(purse.budget.amount) * _WARN:
-                name = "".join(c for c in purse.budget.name if c.isprintable() and c.isascii() and c not in '";')
+                name = "".join(
+                    c for c in purse.budget.name if c.isprintable() and c.isascii() and c not in '";'
+                )
                 found.append(f'"{name}"; left={unit.from_units(left)}; resource={unit.name}')
     return found
 
@@ -371,7 +375,9 @@ def unavailable(error: Unavailable) -> errors.GatewayError:
     return errors.LedgerUnavailableError(f"{error}", retry_after_s=error.wait_s)
 
 
-def _pricer(budgets: list[Budget], config: PricerConfig, previous: Pricer | None, saved: str | None) -> Pricer:
+def _pricer(
+    budgets: list[Budget], config: PricerConfig, previous: Pricer | None, saved: str | None
+) -> Pricer:
     given: dict[str, Any] = {"step": config.step, "cap": config.cap}
     given = {name: value for name, value in given.items() if value is not None}
     made = Pricer(budgets, update=config.update, outside={}, **given)

@@ -22,8 +22,8 @@ from apportion.serve.assemble import Assembler, assembler
 from apportion.serve.call import CAP_FIELDS, NO_CONSTRAINTS, STREAMED, Api, encode_object
 from apportion.serve.http.client import Exchange, Pool, Timeouts, TransportFailure, stale
 from apportion.serve.http.server import Responder
-from apportion.serve.ledger.ledger import Refused
 from apportion.serve.job import NO_CAP, Cap, Job, limits_headers
+from apportion.serve.ledger.ledger import Refused
 from apportion.serve.records import usd
 from apportion.serve.relay import Relay
 from apportion.serve.runtime import Route

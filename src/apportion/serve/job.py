@@ -12,7 +12,6 @@ from apportion.core.decision import Decision
 from apportion.core.option import Option
 from apportion.core.outcome import Status
 from apportion.core.state import State
-from apportion.core.resource import SERVER_SECONDS
 from apportion.measure.tokens import most_input_tokens
 from apportion.measure.usage import Usage
 from apportion.serve import books, errors, identity
@@ -23,13 +22,15 @@ from apportion.serve.ledger.entries import (
     GCO2,
     JOULES,
     RESERVE,
-    SERVER_SECONDS as SERVER,
     SETTLE,
     TOKENS,
     USD,
     Entry,
 )
-from apportion.serve.ledger.ledger import Refused, Reservation, Unavailable
+from apportion.serve.ledger.entries import (
+    SERVER_SECONDS as SERVER,
+)
+from apportion.serve.ledger.ledger import Reservation, Unavailable
 from apportion.serve.ledger.purse import NO_LINES, Lines, Purse
 from apportion.serve.records import Attempt, Record, usd
 from apportion.serve.records import cost as spent
@@ -178,13 +179,15 @@ class Job:
         cut_s = None
         if route.machine is not None and units is not None:
             if units <= 0:
-                return self._short()
+                self._short()
+                return None
             free_s = units * 3600 / route.machine.hour if route.machine.hour else None
             seconds = free_s if seconds is None or (free_s is not None and free_s < seconds) else seconds
         total_s = route.endpoint.timeouts.total_s
         if seconds is not None and seconds < total_s:
             if seconds <= 0.0:
-                return self._short()
+                self._short()
+                return None
             self.tight = self.tight or self._bound
             cut_s = seconds
         if route.machine is not None:
@@ -202,12 +205,14 @@ class Job:
         call = self.call
         tokens_in = self.tokens_in()
         if tokens_in is None or (units is not None and route.price is None):
-            return self._short()
+            self._short()
+            return None
         if not call.api_generates:
             if route.price is not None:
                 most = route.price.most_units(tokens_in, 0)
             if (units is not None and (most or 0) > units) or (tokens is not None and tokens_in > tokens):
-                return self._short()
+                self._short()
+                return None
             return Cap(None, cut_s, most, tokens_in)
         within = None
         if units is not None and route.price is not None:
@@ -216,7 +221,8 @@ class Job:
             room = (tokens - tokens_in) // call.n
             within = room if within is None or room < within else within
         if within is None or within < 1:
-            return self._short()
+            self._short()
+            return None
         asked = call.max_output_tokens or route.endpoint.config.max_output_tokens
         if call.constraints.max_usd is None:
             asked = asked or _UNCAPPED_TOKENS
@@ -380,9 +386,9 @@ class Job:
         estimated = int(body / _BYTES_PER_TOKEN)
         out = 0
         if call.api_generates:
-            out = cap.output_tokens or call.max_output_tokens
-            estimated += (out or group.config.expected_output_tokens) * call.n
-            out = (out or route.endpoint.config.max_output_tokens or _UNCAPPED_TOKENS) * call.n
+            asked = cap.output_tokens or call.max_output_tokens
+            estimated += (asked or group.config.expected_output_tokens) * call.n
+            out = (asked or route.endpoint.config.max_output_tokens or _UNCAPPED_TOKENS) * call.n
         most = cap.most_units
         if most is None:
             # A token has at least a byte. No limit applies: this is what is presumed should we die before we know.
@@ -402,7 +408,8 @@ class Job:
 
     def _entry(self, route: Route, held: tuple[int, ...]) -> Entry:
         key = self.key
-        tags = {**key.tags, **(self.call.constraints.tags or {})} if key.tags or self.call.constraints.tags else None
+        asked = self.call.constraints.tags
+        tags = {**dict.fromkeys(asked or (), ""), **key.tags} if asked or key.tags else None
         tokens, most, server, joules, gco2, requests, _, _ = held
         runtime = self.runtime
         return Entry(

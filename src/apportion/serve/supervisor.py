@@ -296,8 +296,6 @@ class Supervisor:
     async def _answer_control(self, request: Request, responder: Responder) -> None:
         if request.path == "/reload":
             answer = await self.reload()
-        elif request.path == "/key":
-            answer = {"ok": True, "key": self._local_key}
         elif request.path == "/status":
             answer = {
                 "ok": True,

@@ -113,7 +113,12 @@ class _Waiter:
     __slots__ = ("amounts", "asked", "entry", "future", "lines", "since_s", "tries")
 
     def __init__(
-        self, lines: Lines, amounts: Sequence[int], entry: Entry, future: asyncio.Future[Reservation], now_s: float
+        self,
+        lines: Lines,
+        amounts: Sequence[int],
+        entry: Entry,
+        future: asyncio.Future[Reservation],
+        now_s: float,
     ) -> None:
         self.lines = lines
         self.amounts = amounts
@@ -423,7 +428,11 @@ class Ledger:
         for purse in purses:
             want, total = wants.get(purse, (0, 0))
             if want:
-                like = total - purse.free + (0 if purse.scope == "session" else max(purse.drawn, purse.drawn_before))
+                like = (
+                    total
+                    - purse.free
+                    + (0 if purse.scope == "session" else max(purse.drawn, purse.drawn_before))
+                )
                 moves.append(purse.move(want, like))
             else:
                 moves.append(purse.move(0, 0))
@@ -530,7 +539,7 @@ class Ledger:
             amount = waiter.amounts[place]
             short = amount - purse.free
             if amount and short > 0 and short >= refused.get(purse, short + 1):
-                hopeful = 0 < purse.lent and short <= purse.left - purse.free + purse.lent
+                hopeful = purse.lent > 0 and short <= purse.left - purse.free + purse.lent
                 left = max(0, purse.left)
                 return Refused(purse, amount, left, purse.wait_s), hopeful and waiter.tries < _RECALLS
         return None, False
@@ -593,9 +602,8 @@ class Ledger:
         if self._late and self._flying is None and not self._failures:
             self.run(self._tell_late).add_done_callback(_logged)
         renew = self._leased and now_s - self._started_s > self._settings.lease_s / 3.0
-        if self._dirty or self._entries or renew:
-            if not self._failures:
-                self._soon()
+        if (self._dirty or self._entries or renew) and not self._failures:
+            self._soon()
         self.on_tick()
 
     # births and deaths

@@ -63,9 +63,9 @@ async def open_ledger(config: Config, rng: random.Random) -> Opened:
         from apportion.serve.ledger.redis_bank import RedisBank
 
         redis_url = config.ledger.redis.reveal()
-        bank = await _patiently(redis_url, lambda: RedisBank(database, redis_url, lease_s=config.ledger.lease_s))
+        bank = await _patiently(redis_url, lambda: RedisBank(database, redis_url))
     try:
-        people = await asyncio.to_thread(People.of, database.engine, config.auth.pepper)
+        people = await asyncio.to_thread(People.of, database, config.auth.pepper)
         ledger = await Ledger.open(bank, settings, rng=rng)
         prices = await ledger.run(bank.prices)
     except BankError as error:
@@ -81,7 +81,7 @@ async def make_first_key(config: Config) -> str | None:
     url = config.ledger_url()
     database = await _patiently(url, lambda: Database(url, lease_s=config.ledger.lease_s))
     try:
-        people = await asyncio.to_thread(People.of, database.engine, config.auth.pepper)
+        people = await asyncio.to_thread(People.of, database, config.auth.pepper)
         return await asyncio.to_thread(people.create_first_key, FIRST_KEY, "first start")
     finally:
         database.dispose()
