@@ -26,6 +26,7 @@ from apportion.serve.records import Records, explain, owner
 from apportion.serve.routes import NOBODY, Route, Routes, Visit
 from apportion.serve.runtime import Runtime
 from apportion.serve.settlement import Settlements
+from apportion.serve.spend_api import SpendApi
 
 logger = logging.getLogger("apportion.gateway")
 
@@ -56,6 +57,7 @@ class Gateway:
             prefix + path: api for path, api in ROUTES.items() for prefix in ("/v1", "")
         }
         self.admin = Admin(lambda: self.runtime)
+        self.spending = SpendApi()
         self.routes = Routes(
             (
                 Route("GET", "/", "open", self._index),
@@ -71,6 +73,7 @@ class Gateway:
                 ),
                 Route("GET", "/apportion/decisions/{id}", "key", self._decision),
                 *self.admin.routes(),
+                *self.spending.routes(),
             )
         )
         """Everything but the calls of models, with who may ask it."""

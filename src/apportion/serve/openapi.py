@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 import apportion
-from apportion.serve import call, errors, openapi_admin
+from apportion.serve import call, errors, openapi_admin, openapi_spend
 from apportion.serve.call import DIALECTS, ROUTES, STREAMED, Api
 
 Json = dict[str, Any]
@@ -226,6 +226,7 @@ def _paths() -> Iterator[tuple[str, Json]]:
         yield prefix + "/models/{id}", {"get": _model(prefix)}
     yield "/apportion/decisions/{id}", {"get": _decision()}
     yield from openapi_admin.paths()
+    yield from openapi_spend.paths()
     said: Json = {"type": "object", "additionalProperties": {"type": "string"}}
     ready = _ref("schemas", "Readiness")
     yield "/", {"get": _plain("Where things are", "index", said)}
@@ -518,7 +519,16 @@ def _schemas() -> dict[str, Json]:
         "request is refused with an error that names the best possible."
     )
     return dict(
-        sorted({**found, **_ERROR_SHAPES, **_answer_schemas(), **_OWN, **openapi_admin.schemas()}.items())
+        sorted(
+            {
+                **found,
+                **_ERROR_SHAPES,
+                **_answer_schemas(),
+                **_OWN,
+                **openapi_admin.schemas(),
+                **openapi_spend.schemas(),
+            }.items()
+        )
     )
 
 
