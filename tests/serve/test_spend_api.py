@@ -135,7 +135,7 @@ async def test_a_report_that_takes_too_long_is_given_up(engine: sa.Engine) -> No
 
 
 async def test_books_that_are_not_open_or_gone() -> None:
-    with pytest.raises(errors.OverloadedError, match="not open"):
+    with pytest.raises(errors.LedgerUnavailableError, match="not open"):
         await get(SpendApi(), "by=key")
-    with pytest.raises(errors.OverloadedError, match="cannot be read now"):
+    with pytest.raises(errors.LedgerUnavailableError, match="cannot be read now"):
         await get(over(sa.create_engine("sqlite:////nowhere/at/all.db")), "by=key")

@@ -57,7 +57,7 @@ class Gateway:
             prefix + path: api for path, api in ROUTES.items() for prefix in ("/v1", "")
         }
         self.admin = Admin(lambda: self.runtime)
-        self.spend = SpendApi()
+        self.spending = SpendApi()
         self.routes = Routes(
             (
                 Route("GET", "/", "open", self._index),
@@ -74,7 +74,7 @@ class Gateway:
                 Route("GET", "/apportion/decisions/{id}", "key", self._decision),
                 Route("GET", "/apportion/prices", "key", self._prices),
                 *self.admin.routes(),
-                *self.spend.routes(),
+                *self.spending.routes(),
             )
         )
         """Everything but the calls of models, with who may ask it."""

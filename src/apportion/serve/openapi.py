@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 import apportion
-from apportion.serve import call, errors
+from apportion.serve import call, errors, openapi_admin, openapi_spend
 from apportion.serve.call import DIALECTS, ROUTES, STREAMED, Api
 
 Json = dict[str, Any]
@@ -184,6 +184,7 @@ def document() -> Json:
         "tags": [
             {"name": "models", "description": "Answers of models."},
             {"name": "apportion", "description": "Decisions explained."},
+            {"name": "admin", "description": "Keys, teams and budgets of the database."},
             {"name": "operation", "description": "Health, metrics and this document; no key is needed."},
         ],
         "security": [{"bearer": []}, {"apiKey": []}, {}],
@@ -224,6 +225,8 @@ def _paths() -> Iterator[tuple[str, Json]]:
         yield prefix + "/models", {"get": _models(prefix)}
         yield prefix + "/models/{id}", {"get": _model(prefix)}
     yield "/apportion/decisions/{id}", {"get": _decision()}
+    yield from openapi_admin.paths()
+    yield from openapi_spend.paths()
     said: Json = {"type": "object", "additionalProperties": {"type": "string"}}
     ready = _ref("schemas", "Readiness")
     yield "/", {"get": _plain("Where things are", "index", said)}
@@ -338,6 +341,18 @@ _READING: Final = (
 """Errors of reading a request, before its path is known: always in OpenAI's shape."""
 
 
+_MANAGING: Final = (
+    errors.InvalidJSONError,
+    errors.UnsupportedMediaTypeError,
+    errors.AuthenticationError,
+    errors.PermissionDeniedError,
+    errors.NotFoundError,
+    errors.ConflictError,
+    errors.LedgerUnavailableError,
+)
+"""Errors of the admin API besides those of reading a request."""
+
+
 def _call_errors() -> Iterator[type[errors.GatewayError]]:
     """Every error that a call of a model can be answered with."""
 
@@ -346,7 +361,9 @@ def _call_errors() -> Iterator[type[errors.GatewayError]]:
             yield child
             yield from below(child)
 
-    return (cls for cls in below(errors.GatewayError) if cls is not errors.NotFoundError)
+    return (
+        cls for cls in below(errors.GatewayError) if cls not in (errors.NotFoundError, errors.ConflictError)
+    )
 
 
 def _call_statuses() -> dict[int, list[type[errors.GatewayError]]]:
@@ -370,6 +387,9 @@ def _responses() -> Iterator[tuple[str, Json]]:
         yield f"Open{status}", _error(status, classes, "openai")
     for status, classes in _by_status((*plain, *needed)).items():
         yield f"Keyed{status}", _error(status, classes, "either")
+    known = _by_status((*plain, *_MANAGING))
+    for status in openapi_admin.STATUSES:
+        yield f"Admin{status}", _error(status, known[status], "either")
 
 
 def _by_status(classes: Iterable[type[errors.GatewayError]]) -> dict[int, list[type[errors.GatewayError]]]:
@@ -498,7 +518,18 @@ def _schemas() -> dict[str, Json]:
         "What a client may demand of one request, in the body or as `x-apportion-*` headers. It is obeyed, or the "
         "request is refused with an error that names the best possible."
     )
-    return dict(sorted({**found, **_ERROR_SHAPES, **_answer_schemas(), **_OWN}.items()))
+    return dict(
+        sorted(
+            {
+                **found,
+                **_ERROR_SHAPES,
+                **_answer_schemas(),
+                **_OWN,
+                **openapi_admin.schemas(),
+                **openapi_spend.schemas(),
+            }.items()
+        )
+    )
 
 
 def _object(properties: Json, *required: str, text: str = "") -> Json:

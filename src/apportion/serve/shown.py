@@ -5,6 +5,7 @@ Nothing secret is in it, nor anything a secret could be made from.
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -84,10 +85,10 @@ def shown_balance(balance: Balance) -> dict[str, Any]:
         "budget": balance.budget,
         "subject": balance.subject,
         "resource": balance.resource,
-        "amount": str(balance.amount),
-        "spent": str(balance.spent),
-        "held": str(balance.held),
-        "left": str(balance.left),
+        "amount": _decimal(balance.amount),
+        "spent": _decimal(balance.spent),
+        "held": _decimal(balance.held),
+        "left": _decimal(balance.left),
         "hard": balance.hard,
         "begins_again": _moment(balance.begins_again_s),
     }
@@ -104,6 +105,11 @@ def _spending(budget: KeyBudget | None) -> dict[str, Any] | None:
     if budget is None:
         return None
     return {**msgspec.structs.asdict(budget), "window": shown_window(budget.window)}
+
+
+def _decimal(amount: Decimal) -> str:
+    """Exact, without zeros at the end."""
+    return f"{amount.normalize():f}"
 
 
 def _moment(seconds: float | None) -> str | None:

@@ -47,7 +47,7 @@ class SpendApi:
         question, limit = read(visit.request.query, visit.key, time.time())
         engine = self.engine
         if engine is None:
-            raise errors.OverloadedError("The books are not open yet.", retry_after_s=1.0)
+            raise errors.LedgerUnavailableError("The books are not open yet.", retry_after_s=1.0)
         if self._running >= _AT_ONCE:
             raise errors.OverloadedError(
                 f"{_AT_ONCE} reports are being made already.", fix="Try again in a moment.", retry_after_s=2.0
@@ -79,7 +79,7 @@ class SpendApi:
                     field="since",
                     fix="Ask for a shorter time, or use `apportion spend`.",
                 ) from None
-            raise errors.OverloadedError(
+            raise errors.LedgerUnavailableError(
                 "The books cannot be read now.", fix="Try again in a moment.", retry_after_s=5.0
             ) from None
 

@@ -84,7 +84,7 @@ class Worker:
         )
         self.gateway = Gateway(runtime, self._meters, self._records, rng=random.Random())
         self.gateway.admin.people = opened.people
-        self.gateway.spend.engine = opened.database.reading
+        self.gateway.spending.engine = opened.database.reading
         self.gateway.ready = self._not_ready
         self.gateway.sibling = self._ask_sibling
         self._tracer = Tracer.of(config.otel, config.log, self._meters, index)

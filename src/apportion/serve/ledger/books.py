@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from apportion.core.budget import Account, Budget
 from apportion.serve.ledger.definitions import decode, encode, shape
 from apportion.serve.ledger.openings import learn, opening
 from apportion.serve.ledger.postings import Postings, subject_of, token
-from apportion.serve.ledger.schema import accounts, leases
+from apportion.serve.ledger.schema import accounts, entries, leases
 from apportion.serve.ledger.store import AccountRow, Store
 from apportion.serve.ledger.windows import US, counts
 
@@ -78,8 +78,10 @@ class Books:
             if f",{token(book.row.budget)}," in charged and book.row.opened_us < at_us
         }
 
-    def lock(self, ids: Iterable[str], new: Mapping[str, Budget]) -> None:
-        """Lock accounts, opening those of ``new`` that do not exist. Time is read when all are locked."""
+    def lock(self, ids: Iterable[str], new: Mapping[str, Budget], since_us: int = 0) -> None:
+        """Lock accounts, opening those of ``new`` that do not exist. Time is read when all are locked; it is later
+        than anything that was written in them, and than ``since_us``.
+        """
         wanted = sorted({*ids, *new})
         rows = self._store.accounts(self._c, self._holder, wanted) if wanted else []
         if len(rows) < len(wanted) and new:
@@ -90,11 +92,12 @@ class Books:
                 rows = self._store.accounts(self._c, self._holder, wanted)
         self._by_id = {row.id: Book(row) for row in rows}
         now_us = self._store.now_us(self._c, self._clock_us)
-        self.now_us = max(now_us, max((row.at_us for row in rows), default=0) + 1)
+        self.now_us = max(now_us, 1 + max((row.at_us for row in rows), default=0), 1 + since_us)
         self.now = self.now_us / US
 
     def _open(self, missing: Mapping[str, Budget]) -> None:
-        now_us = self._store.now_us(self._c, self._clock_us)
+        last_us = self._c.execute(select(func.max(entries.c.at_us))).scalar() or 0
+        now_us = max(self._store.now_us(self._c, self._clock_us), last_us + 1)
         rows = []
         for id, budget in missing.items():
             subject = subject_of(id, budget.name)

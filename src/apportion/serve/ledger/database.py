@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from sqlalchemy import Connection, Engine, insert, make_url, select
@@ -24,6 +24,7 @@ from apportion.serve.ledger.bank import Recovery
 from apportion.serve.ledger.books import Books
 from apportion.serve.ledger.entries import RESERVE, BankError, Batch, Entry, Move, Receipt
 from apportion.serve.ledger.lending import grant, nothing, repeat
+from apportion.serve.ledger.lines import lent_elsewhere
 from apportion.serve.ledger.migrations import upgrade
 from apportion.serve.ledger.reconcile import New, news, write
 from apportion.serve.ledger.schema import holders, prices
@@ -84,6 +85,7 @@ class Database:
         self._clock = clock
         self._store = _store(url)
         self._in_memory = url == "memory"
+        self._watched = False
         self._said: dict[tuple[str, str], tuple[Budget, int]] = {}
         self._open: dict[str, _Open] = {}
         self._swept_us = 0
@@ -103,6 +105,8 @@ class Database:
         """Register a holder."""
 
         def work(c: Connection) -> Receipt:
+            if not self._watched and lent_elsewhere(c):
+                raise BankError("Redis lends to other workers: end them before the database itself lends")
             dying.leave(self._store, c, holder, self._clock_us(), [])
             now_us = self._store.now_us(c, self._clock_us())
             said = {"machine": machine, "batch": 0, "opened_us": now_us, "seen_us": now_us}
@@ -116,6 +120,10 @@ class Database:
 
     def commit(self, batch: Batch) -> Receipt:
         """Apply a batch, durably. Raises `AmountError` for an amount that no column holds."""
+        if any(not _is_storable(move.account) for move in batch.moves):
+            receipt = self.commit(_mended(batch))
+            named = zip(receipt.grants, batch.moves, strict=True)
+            return receipt._replace(grants=[grant._replace(account=move.account) for grant, move in named])
         try:
             receipt = self._transact(lambda c: self._apply(c, batch))
         except IntegrityError:
@@ -149,6 +157,13 @@ class Database:
         self.engine.dispose()
 
     # what else is asked of the record
+
+    def watch(self, watching: Callable[[Store], _T]) -> _T:
+        """Put something in front of the store that is one itself, for somebody who lends in the database's place."""
+        made = watching(self._store)
+        self._store = cast(Store, made)
+        self._watched = True
+        return made
 
     def verify(self) -> list[str]:
         """Recompute every account from the entries; what does not agree: nothing, if all is right."""
@@ -191,7 +206,7 @@ class Database:
             )
         applied = batch.number <= row.batch
         books = Books(store, c, holder, self._clock_us())
-        books.lock((), {move.account: move.budget for move in moves})
+        books.lock((), {move.account: move.budget for move in moves}, row.seen_us)
         opened = self._open.setdefault(holder, _Open(row.opened_us))
         oldest_us = opened.see(entries, row.seen_us if applied else books.now_us)
         if applied:
@@ -361,6 +376,10 @@ def _mended(batch: Batch) -> Batch:
                 raise AmountError(f"{name} of account {move.account} does not fit 64 bits.", field=name)
         moves.append(move._replace(account=_storable(move.account)))
     return batch._replace(entries=entries, moves=moves)
+
+
+def _is_storable(text: str) -> bool:
+    return "\0" not in text and (text.isascii() or _storable(text) == text)
 
 
 def _storable(text: str) -> str:

@@ -52,14 +52,14 @@ def learn(store: Store, c: Connection, budget: Budget, subject: str, now_us: int
     if row is not None and shape(decode(row.definition)) == shape(budget):
         return _Known(row.since_us, row.window_us)
     window_us = begin_us(budget, now_us)
-    _sum_up(store, c, scope, budget.resource, window_us, now_us)
+    sum_up(store, c, scope, budget.resource, window_us, now_us)
     said = {"definition": encode(budget), "since_us": now_us, "window_us": window_us}
     statement = _insert(c, known_budgets).values(name=budget.name, scope=scope, **said)
     c.execute(statement.on_conflict_do_update(index_elements=["name", "scope"], set_=said))
     return _Known(now_us, window_us)
 
 
-def _sum_up(store: Store, c: Connection, scope: str, resource: str, since_us: int, now_us: int) -> None:
+def sum_up(store: Store, c: Connection, scope: str, resource: str, since_us: int, now_us: int) -> None:
     """Bring the sums of all subjects of a scope since ``since_us`` up to now."""
     at = {"scope": scope, "resource": resource, "since_us": since_us}
     here = [rollups.c[name] == value for name, value in at.items()]

@@ -30,7 +30,7 @@ _RESOURCES: Final = sorted(AMOUNTS)
 _TWICE: Final = ((SETTLE, RELEASE), (SETTLE, PRESUME), (RELEASE, PRESUME))
 
 
-class _Kept(NamedTuple):
+class Kept(NamedTuple):
     """An account as it is saved, and as the entries make it."""
 
     id: str
@@ -138,6 +138,18 @@ def _spendings(c: Connection, now_us: int) -> Iterator[str]:
 
 def _unequal_spendings(c: Connection, now_us: int) -> Iterator[str]:
     seen: set[str] = set()
+    for subject, kept in replayed(c):
+        seen.add(subject)
+        yield from _compare(kept, now_us)
+    everybody = _streamed(c, select(accounts.c.subject).distinct().order_by(accounts.c.subject))
+    for subject in [row.subject for row in everybody if row.subject not in seen]:
+        yield from _compare(_accounts(c, subject).values(), now_us)
+
+
+def replayed(c: Connection, until_us: int | None = None) -> Iterator[tuple[str, list[Kept]]]:
+    """Each subject that has spent anything before ``until_us``, with its accounts: as they are saved, and as the
+    entries before ``until_us`` make them.
+    """
     for scope in ("all", *SCOPES):
         name = literal("", String) if scope == "all" else entries.c[scope]
         sums = [
@@ -148,6 +160,7 @@ def _unequal_spendings(c: Connection, now_us: int) -> Iterator[str]:
         grouped = (
             select(name.label("name"), entries.c.at_us, entries.c.charged, *sums)
             .where(entries.c.kind.in_(sorted(SPENDING)), entries.c.charged != "")
+            .where(*(() if until_us is None else (entries.c.at_us < until_us,)))
             .group_by(name, entries.c.at_us, entries.c.charged)
             .order_by(name, entries.c.at_us)
         )
@@ -155,17 +168,13 @@ def _unequal_spendings(c: Connection, now_us: int) -> Iterator[str]:
             subject = f"{scope}:{found}" if scope != "all" else scope
             if subject.endswith(":"):
                 continue
-            seen.add(subject)
             kept = _accounts(c, subject)
             for at_us, together in groupby(rows, key=lambda row: int(row.at_us)):
                 _charge(kept, at_us, together)
-            yield from _compare(kept.values(), now_us)
-    everybody = _streamed(c, select(accounts.c.subject).distinct().order_by(accounts.c.subject))
-    for subject in [row.subject for row in everybody if row.subject not in seen]:
-        yield from _compare(_accounts(c, subject).values(), now_us)
+            yield subject, list(kept.values())
 
 
-def _accounts(c: Connection, subject: str) -> dict[str, _Kept]:
+def _accounts(c: Connection, subject: str) -> dict[str, Kept]:
     """The accounts of a subject by the name that entries call their budgets."""
     kept = {}
     for row in c.execute(select(accounts).where(accounts.c.subject == subject)):
@@ -174,11 +183,11 @@ def _accounts(c: Connection, subject: str) -> dict[str, _Kept]:
             saved, again = (Account.load(budget, json.loads(state)) for state in (row.state, row.base))
         except (ApportionError, ValueError, TypeError):
             continue  # told with the leases
-        kept[token(row.budget)] = _Kept(row.id, saved, again, row.base_us, row.at_us, budget.resource)
+        kept[token(row.budget)] = Kept(row.id, saved, again, row.base_us, row.at_us, budget.resource)
     return kept
 
 
-def _charge(kept: dict[str, _Kept], at_us: int, rows: Iterator[Row[Any]]) -> None:
+def _charge(kept: dict[str, Kept], at_us: int, rows: Iterator[Row[Any]]) -> None:
     """Charge what was written down together, as the bank did: at once."""
     spent: dict[str, int] = defaultdict(int)
     for row in rows:

@@ -1,0 +1,298 @@
+"""`apportion keys`, `teams` and `budgets`, on a real database of each kind."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from apportion.cli.app import app
+from apportion.core.budget import Budget
+from apportion.serve.config.schema import Config
+from apportion.serve.keyring import Keyring, merged
+from apportion.serve.ledger.database import Database
+from apportion.serve.ledger.entries import RESERVE, SETTLE, Batch, Entry, Move
+from apportion.serve.ledger.people import People
+
+CONFIG = """\
+ledger: {url: "%s"}
+auth: {pepper: "a pepper of the tests"}
+keys: [{name: boss, secret: sk-boss, admin: true}]
+teams: {blue: {budget: {usd: 3}}}
+budgets: [{name: whole, amount: 100, window: 1d}]
+endpoints: {a: {kind: openai, base_url: "http://127.0.0.1:9/v1", price: free}}
+models: {m: a}
+"""
+
+
+@pytest.fixture
+def url(database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    monkeypatch.setenv("APPORTION_LEDGER_URL", database_url)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return database_url
+
+
+@pytest.fixture
+def file(url: str) -> Path:
+    """A configuration in the current directory, for the same database."""
+    path = Path("apportion.yaml")
+    path.write_text(CONFIG % url)
+    return path
+
+
+def run(*arguments: str, status: int = 0) -> Result:
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == status, done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
+
+
+def as_json(*arguments: str) -> Any:
+    return json.loads(run(*arguments, "--json").stdout)
+
+
+@pytest.fixture
+def people(url: str) -> Iterator[People]:
+    database = Database(url)
+    yield People.of(database, None)
+    database.dispose()
+
+
+def who(people: People, secret: str) -> str:
+    snapshot = people.snapshot()
+    ring = Keyring(merged(Config(), snapshot), snapshot.credentials, people.pepper)
+    return ring.authenticate({b"x-api-key": secret.encode()}).name
+
+
+class TestKeys:
+    def test_the_key_alone_is_on_standard_output(self, url: str, people: People) -> None:
+        done = run("keys", "create", "alice")
+        (secret,) = done.stdout.splitlines()
+        assert who(people, secret) == "alice"
+        assert secret not in done.stderr
+        assert "shown this once" in done.stderr
+
+    def test_everything_that_can_be_said(self, url: str) -> None:
+        run("teams", "create", "red", "--model", "m", "--usd", "10", "--window", "month", "--rpm", "100")
+        options = "--team red --model m --model n --endpoint a --usd 5.5 --tokens 1000 --window day"
+        options += " --time-zone Asia/Tokyo --soft --rpm 60 --tpm 5000 --parallel 4"
+        options += " --expires 2099-01-31T12:00:00Z --admin"
+        made = as_json("keys", "create", "alice", *options.split(), "--tag", "cost=7", "--tag", "a=b=c")
+        secret = made.pop("key")
+        shown = as_json("keys", "show", "alice")
+        assert shown == {**made, "budgets": []}
+        assert secret[-43:] not in json.dumps(shown)
+        told = {
+            name: shown[name] for name in ("team", "models", "endpoints", "admin", "expires", "tags", "state")
+        }
+        assert told == {
+            "team": "red",
+            "models": ["m", "n"],
+            "endpoints": ["a"],
+            "admin": True,
+            "expires": "2099-01-31T12:00:00Z",
+            "tags": {"cost": "7", "a": "b=c"},
+            "state": "active",
+        }
+        assert shown["limits"] == {"requests_per_minute": 60, "tokens_per_minute": 5000, "parallel": 4}
+        assert shown["budget"] == {
+            "usd": 5.5,
+            "tokens": 1000,
+            "window": "day",
+            "time_zone": "Asia/Tokyo",
+            "hard": False,
+        }
+        assert as_json("keys", "list") == [made]
+
+    def test_rotate_disable_enable_delete(self, url: str, people: People) -> None:
+        first = run("keys", "create", "alice").stdout.strip()
+        second = run("keys", "rotate", "alice", "--grace", "1h").stdout.strip()
+        assert who(people, first) == who(people, second) == "alice"
+        third = run("keys", "rotate", as_json("keys", "show", "alice")["id"]).stdout.strip()
+        states = []
+        for command in ("disable", "enable"):
+            run("keys", command, "alice")
+            states.append(as_json("keys", "list")[0]["state"])
+        assert states == ["disabled", "active"]
+        assert who(people, third) == "alice"
+        assert "deleted" in run("keys", "delete", "alice").stdout
+        assert as_json("keys", "list") == []
+        assert "There are no keys" in run("keys", "list").stdout
+
+    def test_tables_for_people(self, url: str) -> None:
+        run(
+            "keys", "create", "alice", "--usd", "5", "--window", "1h", "--rpm", "60", "--no-models", "--admin"
+        )
+        line = next(line for line in run("keys", "list").stdout.splitlines() if "alice" in line)
+        for word in ("active", "admin", "none", "60 rpm", "$5 per 1h"):
+            assert word in line
+        assert run("keys").stdout == run("keys", "list").stdout
+        shown = run("keys", "show", "alice").stdout
+        assert "$5 per 1h" in shown
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["--team", "nobody"], "There is no team 'nobody'"),
+            (["--window", "day"], "Give --usd or --tokens"),
+            (["--usd", "1", "--window", "soon"], "is no window"),
+            (["--usd", "inf"], "budget.usd"),
+            (["--usd", "nan"], "budget.usd"),
+            (["--expires", "tomorrow"], "is no moment"),
+            (["--tag", "novalue"], "--tag NAME=VALUE"),
+            (["--model", "m", "--no-models"], "exclude each other"),
+            (["--usd", "1", "--window", "day", "--time-zone", "Mars/Base"], "no time zone"),
+        ],
+    )
+    def test_wrong_options_are_named(self, url: str, options: Sequence[str], said: str) -> None:
+        done = run("keys", "create", "x", *options, status=1)
+        assert said in done.stderr
+        assert done.stdout == ""
+        assert as_json("keys", "list") == []
+
+    def test_what_is_not_there_or_is_there_already(self, url: str) -> None:
+        for command in ("show", "rotate", "disable", "enable", "delete"):
+            assert "There is no key 'x'" in run("keys", command, "x", status=1).stderr
+        run("keys", "create", "x")
+        assert "There is a key called 'x'" in run("keys", "create", "x", status=1).stderr
+        assert "30 days" in run("keys", "rotate", "x", "--grace", "1 year", status=1).stderr
+        for name in ("self", "a/b", ""):
+            run("keys", "create", name, status=1)
+
+    def test_the_audit_says_who(self, url: str, people: People) -> None:
+        run("keys", "create", "x")
+        assert people.audit()[0].actor.startswith("cli:")
+
+
+class TestWithAConfiguration:
+    def test_its_names_are_looked_at(self, file: Path) -> None:
+        assert "no model 'z'" in run("keys", "create", "x", "--model", "z", status=1).stderr
+        run("keys", "create", "x", "--model", "m", "--team", "blue")
+        assert "no endpoint 'z'" in run("teams", "create", "x", "--endpoint", "z", status=1).stderr
+        wrong = run("budgets", "create", "x", "--amount", "1", "--scope", "key:z", status=1)
+        assert "no key 'z'" in wrong.stderr
+        run("budgets", "create", "x", "--amount", "1", "--scope", "key:x")
+
+    def test_what_is_in_it_is_shown_and_not_changed(self, file: Path) -> None:
+        run("keys", "create", "x")
+        assert [(key["name"], key["source"]) for key in as_json("keys", "list")] == [
+            ("boss", "configuration"),
+            ("x", "database"),
+        ]
+        assert as_json("keys", "show", "boss")["id"] is None
+        for command in ("rotate", "disable", "delete"):
+            assert "apportion reload" in run("keys", command, "boss", status=1).stderr
+        assert "apportion reload" in run("keys", "create", "boss", status=1).stderr
+        assert "apportion reload" in run("teams", "delete", "blue", status=1).stderr
+        assert "apportion reload" in run("budgets", "delete", "whole", status=1).stderr
+        assert "sk-boss" not in run("keys", "list", "--json").stdout
+
+    def test_its_pepper_is_used(self, file: Path, url: str) -> None:
+        run("keys", "create", "x")
+        assert as_json("keys", "show", "x")["state"] == "active"
+        file.unlink()
+        assert as_json("keys", "show", "x")["state"] == "unusable", "made with another pepper"
+
+    def test_books_in_memory_are_not_here(self, file: Path) -> None:
+        file.write_text(CONFIG % "memory")
+        assert "POST /apportion/keys" in run("keys", "create", "x", status=1).stderr
+
+
+class TestTeamsAndBudgets:
+    def test_teams(self, file: Path) -> None:
+        run("teams", "create", "red", "--usd", "10", "--window", "month")
+        run("keys", "create", "x", "--team", "red")
+        found = {team["name"]: team for team in as_json("teams", "list")}
+        assert (found["red"]["source"], found["red"]["keys"]) == ("database", ["x"])
+        assert (found["blue"]["source"], found["blue"]["keys"]) == ("configuration", [])
+        line = next(line for line in run("teams").stdout.splitlines() if "red" in line)
+        assert "$10 per month" in line
+        assert "'x'" in run("teams", "delete", "red", status=1).stderr
+        run("keys", "delete", "x")
+        run("teams", "delete", "red")
+        assert [team["name"] for team in as_json("teams", "list")] == ["blue"]
+
+    def test_budgets_of_everybody_and_what_is_left(self, file: Path, url: str) -> None:
+        run("keys", "create", "x", "--usd", "5")
+        run("budgets", "create", "daily", "--amount", "7", "--window", "day", "--scope", "key")
+        _book(
+            url,
+            Budget("daily", "usd", 7.0, calendar="day", scope="key"),
+            "key:x",
+            spent=2_500_000_000_000,
+        )
+        found = {budget["name"]: budget for budget in as_json("budgets", "list")}
+        assert list(found) == ["whole", "daily", "team:blue:usd", "key:x:usd"]
+        (account,) = found["daily"]["accounts"]
+        assert (account["subject"], account["spent"], account["left"]) == ("key:x", "2.5", "4.5")
+        assert account["begins_again"].endswith("T00:00:00Z")
+        assert found["whole"]["accounts"] == []
+        line = next(line for line in run("budgets").stdout.splitlines() if "daily" in line)
+        assert "$2.5" in line
+        assert "$4.5" in line
+        (account,) = as_json("keys", "show", "x")["budgets"]
+        assert account["left"] == "4.5"
+        assert "$4.5" in run("keys", "show", "x").stdout
+        shown = run("budgets", "show", "daily").stdout
+        assert "key:x" in shown
+        run("budgets", "delete", "daily")
+        assert "There is no budget 'daily'" in run("budgets", "show", "daily", status=1).stderr
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ([], "--amount"),
+            (["--amount", "1", "--resource", "joulez"], "joules"),
+            (["--amount", "1", "--scope", "everybody"], "unknown scope"),
+            (["--amount", "1", "--window", "day", "--refill-per-s", "1"], "Keep one of them"),
+            (["--amount", "1", "--soft", "--overdraft", "1"], "overdraft"),
+        ],
+    )
+    def test_wrong_budgets(self, url: str, options: Sequence[str], said: str) -> None:
+        done = CliRunner().invoke(app, ["budgets", "create", "x", *options])
+        assert done.exit_code in (1, 2)
+        assert said in done.stderr
+        assert as_json("budgets", "list") == []
+
+
+def _book(url: str, budget: Budget, subject: str, spent: int) -> None:
+    """Have ``spent`` pico-dollars booked on an account, as a worker does."""
+    key = subject.partition(":")[2]
+    entry = Entry("r1", RESERVE, "dec_1", 1, "default", "", key, "", "", "m", "a", "m", "chat", "", usd=spent)
+    settled = msgspec.structs.replace(entry, kind=SETTLE, status="ok", mark="measured")
+    move = Move(f"{budget.name}@{subject}", budget, 0, 0, spent)
+    database = Database(url)
+    database.open("0123456789abcdef", "here")
+    database.commit(Batch("0123456789abcdef", 1, [entry, settled], [move]))
+    database.close("0123456789abcdef")
+    database.dispose()
+
+
+def test_a_database_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("APPORTION_LEDGER_URL", "postgresql://me:hidden-word@127.0.0.1:1/none")
+    done = run("keys", "list", status=1)
+    assert "does not answer" in done.stderr
+    assert "hidden-word" not in done.output
+    (tmp_path / "text.db").write_text("this is no database, " * 100)
+    monkeypatch.setenv("APPORTION_LEDGER_URL", f"sqlite:///{tmp_path}/text.db")
+    run("keys", "list", status=1)
+
+
+def test_the_default_is_made_in_the_state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("APPORTION_LEDGER_URL", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    run("keys", "create", "x")
+    folder = tmp_path / "state" / "apportion"
+    assert (folder / "pepper").stat().st_mode & 0o777 == 0o600
+    with sqlite3.connect(folder / "ledger.db") as connection:
+        assert connection.execute("SELECT name FROM keys").fetchall() == [("x",)]
+    connection.close()
