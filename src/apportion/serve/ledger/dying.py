@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, exists, select, update
 
 from apportion.serve.ledger.bank import Recovery
 from apportion.serve.ledger.books import Books
 from apportion.serve.ledger.definitions import decode
 from apportion.serve.ledger.entries import PRESUME, RESERVE, Batch, Entry, Grant, Receipt
+from apportion.serve.ledger.line_tables import lines
 from apportion.serve.ledger.reconcile import lock_all, news, open_reservations, presume, write
 from apportion.serve.ledger.schema import accounts, holders, leases
 from apportion.serve.ledger.store import HolderRow, Store
@@ -96,10 +97,11 @@ def give_up(store: Store, c: Connection, holder: str, clock_us: int, lease_s: fl
 
 def over(c: Connection, now_us: int, lease_s: float, forget_s: float) -> dict[str, list[str]]:
     """Leases of dead holders that mean nothing any more, because what was spent of them no longer counts: accounts
-    by holder. A holder without any is over, too.
+    by holder. A holder without any is over, too, unless it has lines.
     """
+    lined = exists().where(lines.c.holder == holders.c.holder)
     dead = select(holders.c.holder, holders.c.dead_us, leases.c.account, accounts.c.definition).where(
-        holders.c.dead_us.is_not(None)
+        holders.c.dead_us.is_not(None), ~lined
     )
     joined = dead.select_from(
         holders.outerjoin(leases, leases.c.holder == holders.c.holder).outerjoin(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from alembic import op
 
-from apportion.serve.ledger import people_tables  # noqa: F401 - its tables join the metadata
+from apportion.serve.ledger import line_tables, people_tables  # noqa: F401 - their tables join the metadata
 from apportion.serve.ledger.schema import metadata
 
 revision = "0001"
