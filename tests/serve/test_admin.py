@@ -15,12 +15,11 @@ import pytest
 from apportion.serve.config.pricing import all_prices
 from apportion.serve.config.reader import loads
 from apportion.serve.gateway import Gateway
-from apportion.serve.ledger.database import Database
 from apportion.serve.ledger.people import People, UnreachableError
 from apportion.serve.worker import Worker
 
 CONFIG = """
-ledger: {url: "%s"}
+ledger: {url: "sqlite:///%s", journal: "%s"}
 keys:
   - {name: boss, secret: sk-boss, admin: true}
   - {name: user, secret: sk-user, models: [m], team: blue}
@@ -94,18 +93,13 @@ class Proxy:
 
 @pytest.fixture
 async def proxy(tmp_path: Path) -> AsyncIterator[Proxy]:
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
-    config = loads(CONFIG % url, "apportion.yaml")
-    database = Database(url)
-    people = People.of(database, None)
-    worker = Worker(config, all_prices(config), index=0, workers=1, directory=tmp_path)
+    config = loads(CONFIG % (tmp_path / "ledger.db", tmp_path / "journal"), "apportion.yaml")
+    worker = await Worker.open(config, all_prices(config), index=0, workers=1, directory=tmp_path)
     _, port = await worker.start("127.0.0.1", 0, reuse_port=False)
-    if worker.gateway.admin.people is None:
-        worker.gateway.admin.people = people
-        worker.gateway.runtime._pepper = people.pepper
+    people = worker.gateway.admin.people
+    assert people is not None
     yield Proxy(worker.gateway, people, port)
     await worker.drain(1.0)
-    database.dispose()
 
 
 def filled(path: str) -> str:

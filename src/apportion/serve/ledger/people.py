@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, RowMapping, Select, Table, delete, in
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from apportion.core.errors import ApportionError
-from apportion.serve.config.schema import Budget, Config, Key, KeyBudget, KeyLimits, Secret, Team
+from apportion.serve.config.schema import Budget, Key, KeyBudget, KeyLimits, Secret, Team
 from apportion.serve.keyring import RESERVED_NAMES, Credential, Snapshot, digest, new_secret
 from apportion.serve.ledger.balances import Balance, balances
 from apportion.serve.ledger.people_tables import audit, budgets, keys, settings, teams
@@ -28,8 +28,6 @@ from apportion.serve.ledger.pepper import find_pepper, fingerprint
 if TYPE_CHECKING:
     from apportion.serve.ledger.database import Database
 
-FIRST_KEY: Final = "admin"
-"""The name of the key that the first start makes."""
 _VERSION: Final = "people"
 _ID: Final = re.compile(r"[0-9a-f]{12}")
 _NAME_LENGTH: Final = 100
@@ -424,13 +422,6 @@ class People:
         if row["previous_digest"] is not None:
             until_s = row["previous_until_us"] / _US
             yield Credential(row["id"], row["name"], bytes.fromhex(row["previous_digest"]), until_s)
-
-
-def first_key(people: People, config: Config) -> str | None:
-    """An admin key for a proxy that asks for keys and knows none: made now, to be shown once; else None."""
-    if not config.auth.required or config.keys:
-        return None
-    return people.create_first_key(FIRST_KEY, "start")
 
 
 def _version_row() -> Select[int]:
