@@ -27,19 +27,30 @@ def entry(reservation: str, kind: int, usd: int) -> Entry:
     return Entry(reservation, kind, "dec_1", 1, *who, status, mark, tokens=5, usd=usd, requests=1)
 
 
-@pytest.fixture
-def books(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Database]:
+def worked(path: Path, ago_s: float = 0.0) -> Database:
     """Books in which a worker has settled one request and has another under way."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.delenv("APPORTION_LEDGER_URL", raising=False)
-    database = Database(f"sqlite:///{tmp_path}/state/apportion/ledger.db")
+    database = Database(f"sqlite:///{path}", clock=lambda: time.time() - ago_s)
     database.open("worker-1", "box")
     database.commit(
         Batch("worker-1", 1, [], [Move("daily@all", DAILY, 0, 0, 0, want=3 * COST, like=5 * COST)])
     )
     told = [entry("r1", RESERVE, 2 * COST), entry("r1", SETTLE, COST), entry("r2", RESERVE, COST)]
     database.commit(Batch("worker-1", 2, told, [Move("daily@all", DAILY, COST, COST, COST)]))
+    return database
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where the commands look for books."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("APPORTION_LEDGER_URL", raising=False)
+    return tmp_path / "state" / "apportion" / "ledger.db"
+
+
+@pytest.fixture
+def books(place: Path) -> Iterator[Database]:
+    database = worked(place)
     yield database
     database.dispose()
 
@@ -141,10 +152,23 @@ def test_export_is_every_entry(books: Database) -> None:
     assert len(ledger("export", "--since", "1h").stdout.splitlines()) == 3
 
 
-def test_there_are_no_books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.delenv("APPORTION_LEDGER_URL", raising=False)
+def test_prune_asks_and_keeps_the_balances(place: Path) -> None:
+    worked(place, ago_s=8 * 86_400).dispose()
+    assert "seven days" in ledger("prune", "--before", "6d", "--yes", status=1).stderr
+    no = CliRunner().invoke(app, ["ledger", "prune", "--before", "7d"], input="n\n")
+    assert no.exit_code == 1
+    assert "Delete up to 3 entries from before" in no.stdout
+    assert "3 entries" in ledger("verify").stdout
+    yes = CliRunner().invoke(app, ["ledger", "prune", "--before", "7d"], input="y\n")
+    assert "Deleted 2 entries; 1 accounts begin later." in yes.stdout
+    assert ledger("verify").stdout == "1 entries, 1 accounts: right\n"
+    assert json.loads(ledger("prune", "--before", "7d", "--yes", "--json").stdout) == {
+        "entries": 0,
+        "accounts": 0,
+    }
+
+
+def test_there_are_no_books(place: Path) -> None:
     for command in ("verify", "holders", "export"):
         assert "There are no books at" in ledger(command, status=1).stderr
-    assert not (tmp_path / "state").exists()
+    assert not place.parent.exists()

@@ -20,7 +20,7 @@ COMMANDS = {
     "teams": "Make, list and delete teams.",
     "budgets": "Make, list and delete budgets, and see what is left of them.",
     "spend": "Show what was spent, on what, by whom.",
-    "ledger": "Check the books, see who has what of the budgets, export every entry.",
+    "ledger": "Check the books, see who has what of the budgets, export and delete entries.",
     "models": "List, fetch, verify and remove the weights of local models.",
     "methods": "List the methods that decide: name, parameters, papers.",
     "import": "Turn the configuration of another gateway into an apportion.yaml.",

@@ -25,7 +25,7 @@ class HolderError(ApportionError):
 
 @click.group("ledger")
 def command() -> None:
-    """Check the books, see who has what of the budgets, export every entry."""
+    """Check the books, see who has what of the budgets, export and delete entries."""
 
 
 @command.command("verify")
@@ -123,6 +123,41 @@ def forget(holder: str, ledger: str | None, file: str | None, json_: bool) -> No
         as_json({"forgotten": holder, "presumed": found[holder].open})
     else:
         click.echo(f"Forgot {holder}: {found[holder].open:,} open reservations count as spent.")
+
+
+@command.command("prune")
+@click.option(
+    "--before", required=True, metavar="WHEN", help="90d (ago), 2026-01-01; at least seven days ago."
+)
+@click.option("--time-zone", default="UTC", show_default=True, metavar="ZONE", help="Of that time.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@ledger_options
+@_JSON
+def prune(before: str, time_zone: str, yes: bool, ledger: str | None, file: str | None, json_: bool) -> None:
+    """Delete what was booked before a time. Export it first: reports do not show it any more.
+
+    Balances stay, also of budgets that last forever, and can still be verified. A proxy may be running. Before, let
+    every machine whose proxy has crashed start once more: what its journal knows must find its reservations.
+    """
+    from apportion.cli.show import as_json
+    from apportion.serve.ledger import prune as pruning
+    from apportion.serve.ledger.buckets import moment, zone
+    from apportion.serve.ledger.reading import reading
+    from apportion.serve.ledger.spend import instant
+
+    place, now_s = zone(time_zone), time.time()
+    before_us = instant(before, now_s, place, "before")
+    with record(ledger, file) as database:
+        if not yes:
+            with reading(database.engine) as connection:
+                count = pruning.countable(connection, before_us)
+            when = moment(before_us, place).strftime("%Y-%m-%d %H:%M %Z")
+            click.confirm(f"Delete up to {count:,} entries from before {when}?", abort=True)
+        done = pruning.prune(database, before_us, int(now_s * 1e6))
+    if json_:
+        as_json({"entries": done.entries, "accounts": done.accounts})
+    else:
+        click.echo(f"Deleted {done.entries:,} entries; {done.accounts:,} accounts begin later.")
 
 
 @command.command("export")

@@ -65,6 +65,8 @@ def sum_up(store: Store, c: Connection, scope: str, resource: str, since_us: int
     here = [rollups.c[name] == value for name, value in at.items()]
     c.execute(_insert(c, rollups).values(**at, until_us=since_us - 1).on_conflict_do_nothing())
     until_us = c.execute(select(rollups.c.until_us).where(*here).with_for_update()).scalar_one()
+    if until_us >= now_us:
+        return
     store.patient(c)
     name = entries.c[scope] if scope != "all" else literal("")
     high, low = (cast(func.coalesce(func.sum(half), 0), BigInteger) for half in halves(entries.c[resource]))
