@@ -48,6 +48,8 @@ _FAULTS: Final = _RETRIED - {403, 404, 409, 425}
 _REPEATED: Final = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529))
 """Those after which even the same endpoint may."""
 _RESERVE_TRIES: Final = 4
+_LAST_WORDS_S: Final = 1.0
+"""How long a finished answer whose client has left is waited for to say what it used."""
 _MAX_INFLATED_BYTES: Final = 64 * 2**20
 _INCLUDE_USAGE: Final = msgspec.Raw(b'{"include_usage":true}')
 _TRUE: Final = msgspec.Raw(b"true")
@@ -276,7 +278,14 @@ class Run:
         return endpoint.clock.stop(self._share, now_s)
 
     def settle(
-        self, usage: Usage, finish: str | None, *, broken: str | None = None, cut: bool = False
+        self,
+        usage: Usage,
+        finish: str | None,
+        *,
+        broken: str | None = None,
+        cut: bool = False,
+        events: int = 0,
+        size: int = 0,
     ) -> None:
         """An answer, whole or in part, was produced."""
         endpoint = self.route.endpoint
@@ -285,7 +294,7 @@ class Run:
             endpoint.circuit.succeeded(started_s=self.started_s)
         else:
             endpoint.circuit.failed(now_s, started_s=self.started_s)
-        self.job.attempted(
+        attempt = self.job.attempted(
             "ok" if broken is None else "failed",
             usage,
             self.server_s(now_s),
@@ -295,6 +304,7 @@ class Run:
             failure=broken,
             censored=cut or broken is not None,
         )
+        attempt.output_events, attempt.output_bytes = events, size
 
     def failed(self, failure: UpstreamAnswer | TransportFailure) -> None:
         """Nothing was produced; what the endpoint's breaker, the policy and the books make of it."""
@@ -415,10 +425,10 @@ async def _whole(run: Run, cap: Cap) -> None:
             raise TransportFailure("error", f"The upstream reported an error: {wrong}", sent=True)
     if run.translation is not None:
         body = translation.response(run.translation, body)
-    if usage is None:
-        usage = job.estimate(0, size, None)
+    if usage is None or usage.input_tokens == 0:
+        usage = job.estimate(0, size, usage)
     job.upstream_s += done_s - exchange.sent_s
-    run.settle(usage, finish)
+    run.settle(usage, finish, size=size)
     job.responder.send(200, job.headers(_JSON + limits_headers(job), cost=True), body)
     job.ended(200)
 
@@ -446,6 +456,7 @@ async def _streamed(run: Run, cap: Cap) -> None:
                     time.perf_counter() - first_s
                 )  # it is the upstream that is waited for, not us
     except asyncio.CancelledError:
+        await relay.last_words(_LAST_WORDS_S)
         relay.abort()
         run.abandoned(_produced(job, relay.reader))
         raise
@@ -462,7 +473,8 @@ async def _streamed(run: Run, cap: Cap) -> None:
         job.responder.finish()
     else:
         usage = _produced(job, relay.reader)
-        run.settle(usage, relay.reader.finish_reason)
+        reader = relay.reader
+        run.settle(usage, reader.finish_reason, events=reader.output_events, size=reader.output_bytes)
         if call.stream:
             job.responder.finish()
         elif assemble is not None:
@@ -484,9 +496,7 @@ async def _open(run: Run, request: bytes) -> Relay:
                 run.timeouts,
                 reader,
                 keep_usage=call.include_usage or not call.stream,
-                translator=None
-                if run.translation is None
-                else run.translation.stream(job.estimate(0, 0, None)),
+                translator=None if run.translation is None else run.translation.stream(job.guessed_input()),
                 cost_json=partial(_cost_json, run, reader),
                 usage_chunk=partial(_usage_chunk, job, reader)
                 if call.include_usage and call.api in ("chat", "completions")
@@ -516,7 +526,7 @@ async def _open(run: Run, request: bytes) -> Relay:
 def _produced(job: Job, reader: StreamReader) -> Usage:
     """What a stream has used: as the upstream says, or as far as it came."""
     known = reader.usage
-    if known is not None and reader.usage_final:
+    if known is not None and reader.usage_final and known.input_tokens:
         return known
     return job.estimate(reader.output_events, reader.output_bytes, known)
 

@@ -12,6 +12,7 @@ from apportion.core.decision import Decision
 from apportion.core.option import Option
 from apportion.core.outcome import Status
 from apportion.core.state import State
+from apportion.measure.price import TokenPrice
 from apportion.measure.tokens import most_input_tokens
 from apportion.measure.usage import Usage
 from apportion.serve import books, errors, identity
@@ -202,21 +203,21 @@ class Job:
         """The output that ``units`` of money and ``tokens`` allow."""
         if units is None and tokens is None:
             return Cap(None, cut_s, most)
-        call = self.call
+        call, price = self.call, self.price(route)
         tokens_in = self.tokens_in()
-        if tokens_in is None or (units is not None and route.price is None):
+        if tokens_in is None or (units is not None and price is None):
             self._short()
             return None
         if not call.api_generates:
-            if route.price is not None:
-                most = route.price.most_units(tokens_in, 0)
+            if price is not None:
+                most = price.most_units(tokens_in, 0)
             if (units is not None and (most or 0) > units) or (tokens is not None and tokens_in > tokens):
                 self._short()
                 return None
             return Cap(None, cut_s, most, tokens_in)
         within = None
-        if units is not None and route.price is not None:
-            within = route.price.output_tokens_within(units, tokens_in) // call.n
+        if units is not None and price is not None:
+            within = price.output_tokens_within(units, tokens_in) // call.n
         if tokens is not None:
             room = (tokens - tokens_in) // call.n
             within = room if within is None or room < within else within
@@ -229,8 +230,8 @@ class Job:
         if asked is not None and within < asked and self._bound:
             self.tight = True
         tokens_out = min(within, asked) if asked else within
-        if route.price is not None:
-            most = route.price.most_units(tokens_in, tokens_out * call.n)
+        if price is not None:
+            most = price.most_units(tokens_in, tokens_out * call.n)
         changed = call.max_output_tokens is None or tokens_out < call.max_output_tokens
         return Cap(tokens_out if changed else None, cut_s, most, tokens_in + tokens_out * call.n)
 
@@ -276,9 +277,11 @@ class Job:
 
     def _roomy(self, route: Route, units: int | None, tokens: int | None) -> Cap | None:
         """The cap of a request that its client capped, if there is room for all of it; else None."""
-        asked, flat, tokens_in = self.call.max_output_tokens, route.flat, self.tokens_in()
+        asked, tokens_in = self.call.max_output_tokens, self.tokens_in()
         if asked is None or tokens_in is None:
             return None
+        price = self.price(route)
+        flat = route.flat if price is route.price or price is None else price.flat_rates()
         out = asked * self.call.n
         most = None
         if units is not None:
@@ -290,6 +293,19 @@ class Job:
         if tokens is not None and tokens_in + out > tokens:
             return None
         return Cap(None, None, most, tokens_in + out)
+
+    def price(self, route: Route) -> TokenPrice | None:
+        """The prices of the class of service that the request asks for; None where none is known."""
+        price = route.price
+        if price is None or not price.services:
+            return price
+        asked = self.call.fields.get("speed" if self.call.api == "messages" else "service_tier")
+        if asked is None:
+            return price
+        try:
+            return price.of_service(msgspec.json.decode(asked, type=str))
+        except msgspec.DecodeError:
+            return price
 
     async def look(self, routes: Sequence[Route]) -> None:
         """Ask the bank how the accounts of these routes stand."""
@@ -323,7 +339,9 @@ class Job:
                 details={"constraint": "budget" if hard else "max_usd", "best": None},
             )
         out = self.call.n if self.call.api_generates else 0
-        least = min((r.price.most_units(tokens_in, out) for r in routes if r.price is not None), default=0)
+        least = min(
+            (p.most_units(tokens_in, out) for p in map(self.price, routes) if p is not None), default=0
+        )
         details: dict[str, object] = {"constraint": "max_usd", "best": {"max_usd": usd(least)}}
         said = f"The least this request can be sure to cost at most is ${usd(least)}"
         if hard:
@@ -392,10 +410,11 @@ class Job:
         most = cap.most_units
         if most is None:
             # A token has at least a byte. No limit applies: this is what is presumed should we die before we know.
-            if route.flat is not None:
+            price = self.price(route)
+            if price is route.price and route.flat is not None:
                 most = route.flat[0] + body * route.flat[1] + out * route.flat[2]
-            elif route.price is not None:
-                most = route.price.most_units(body, out)
+            elif price is not None:
+                most = price.most_units(body, out)
             elif route.machine is not None:
                 most = route.machine.units(cap.cut_s or route.endpoint.timeouts.total_s)
             else:
@@ -466,11 +485,12 @@ class Job:
     def shrink(self, known: Usage) -> None:
         """A stream has told its input: hold no more than that and the output it may still make."""
         reservation, route, call = self.reservation, self.route, self.call
-        if reservation is None or route is None or route.price is None or not call.max_output_tokens:
+        price = None if route is None else self.price(route)
+        if reservation is None or price is None or not call.max_output_tokens:
             return
         held = reservation.held
         out = call.max_output_tokens * call.n
-        most = route.price.most_units(known.input_tokens, out)
+        most = price.most_units(known.input_tokens, out)
         tokens = known.input_tokens + out
         if most < held[USD] or tokens < held[TOKENS]:
             self.runtime.ledger.shrink(
@@ -603,15 +623,21 @@ class Job:
         route = self.route
         assert route is not None  # noqa: S101 - something was asked
         counted = route.rates.output_tokens(output_events, output_bytes)
-        if known is not None:
-            return msgspec.structs.replace(
-                known, output_tokens=max(known.output_tokens, counted), estimated=True
-            )
-        return Usage(
-            input_tokens=route.rates.input_tokens(self.call.request.body),
-            output_tokens=counted,
+        body = self.call.request.body
+        if known is None:
+            return Usage(input_tokens=route.rates.input_tokens(body), output_tokens=counted, estimated=True)
+        return msgspec.structs.replace(
+            known,
+            input_tokens=known.input_tokens or route.rates.input_tokens(body),
+            output_tokens=max(known.output_tokens, counted),
             estimated=True,
         )
+
+    def guessed_input(self) -> Usage:
+        """Usage at the start of an answer, quickly."""
+        route = self.route
+        assert route is not None  # noqa: S101 - something was asked
+        return Usage(input_tokens=route.rates.quick_input_tokens(self.call.body_bytes), estimated=True)
 
     # what is said about it
 

@@ -43,6 +43,8 @@ class Attempt(msgspec.Struct, gc=False):
     http_status: int
     censored: bool
     settled: bool = False
+    output_events: int = 0
+    output_bytes: int = 0
 
 
 class Record(msgspec.Struct, gc=False):

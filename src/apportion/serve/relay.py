@@ -130,6 +130,23 @@ class Relay(Exchange):
         if self.failure is not None:
             raise self.failure
 
+    async def answered(self) -> None:
+        """Wait for the end of the answer. Raises ``TransportFailure``. If cancelled, the caller aborts."""
+        await asyncio.shield(self.done)
+        if self.failure is not None:
+            raise self.failure
+
+    async def last_words(self, within_s: float) -> None:
+        """A finished answer whose client has left: wait a moment for the upstream to say what it used."""
+        if self.reader.finish_reason is None or self.reader.usage_final or self.stage != "live":
+            return
+        self.resume()
+        try:
+            async with asyncio.timeout(within_s):
+                await self.answered()
+        except (TimeoutError, TransportFailure):
+            pass
+
     def go_live(self, sink: Sink) -> bytes:
         """From now on events go to ``sink``; returns those that came until now."""
         self._sink = sink

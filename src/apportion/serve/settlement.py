@@ -89,6 +89,8 @@ class Settlements:
         if usage is not None:
             tokens_in, tokens_out = usage.input_tokens, usage.output_tokens
             route.measured(server_s)
+            if attempt.status == "ok":
+                route.rates.learn(job.call.request.body, usage, attempt.output_events, attempt.output_bytes)
         tokens = tokens_in + tokens_out
         job.book(attempt, route)
         usd = None if units is None else units * 1e-12
