@@ -15,6 +15,7 @@ from apportion.cli.app import app
 from apportion.core.budget import Budget
 from apportion.serve.ledger.database import Database
 from apportion.serve.ledger.entries import RESERVE, SETTLE, Batch, Entry, Move
+from apportion.serve.ledger.redis_bank import RedisBank
 from apportion.serve.ledger.schema import accounts, entries, holders
 
 DAILY = Budget("daily", "usd", 10.0, window_s=86_400)
@@ -107,12 +108,9 @@ def test_holders(books: Database) -> None:
         1,
     )
     (lent,) = holder["lent"]
-    assert (lent["resource"], lent["leases"], lent["free"], lent["reserved"]) == (
-        "usd",
-        1,
-        "0.100000000000",
-        "0.100000000000",
-    )
+    assert (lent["resource"], lent["leases"], lent["most"]) == ("usd", 1, "0")
+    assert (lent["free"], lent["reserved"]) == ("0.100000000000", "0.100000000000")
+    assert "0.1 free, 0.1 reserved usd" in text
     silence(books)
     assert json.loads(ledger("holders", "--json").stdout)[0]["state"] == "silent"
     books.sweep()
@@ -126,6 +124,26 @@ def test_forget_gives_back_and_presumes(books: Database) -> None:
     assert ledger("verify").stdout == "4 entries, 1 accounts: right\n"
     spent = json.loads(CliRunner().invoke(app, ["spend", "--by", "mark", "--json"]).stdout)
     assert {row["mark"]: row["usd"] for row in spent["rows"]} == {"measured": "0.1", "presumed": "0.1"}
+
+
+def test_where_redis_lends_it_is_told(place: Path, postgres_url: str, redis_url: str) -> None:
+    database = Database(postgres_url)
+    bank = RedisBank(database, redis_url)
+    bank.open("worker-2", "box")
+    bank.commit(Batch("worker-2", 1, [], [Move("daily@all", DAILY, 0, 0, 0, want=3 * COST, like=3 * COST)]))
+    silence(database)
+    books = ("--ledger", postgres_url)
+    ((lent,),) = [each["lent"] for each in json.loads(ledger("holders", "--json", *books).stdout)]
+    assert float(lent["most"]) >= 0.3
+    assert "by Redis" in ledger("holders", *books).stdout
+    assert "--config" in ledger("forget", "worker-2", *books, status=1).stderr
+    Path("apportion.yaml").write_text(
+        "endpoints: {a: {kind: openai, base_url: 'http://127.0.0.1:1/v1'}}\nmodels: {chat: a}\n"
+        f"ledger: {{url: '{postgres_url}', redis: '{redis_url}'}}\n"
+    )
+    ledger("forget", "worker-2")
+    assert ledger("holders").stdout == "Nobody holds anything.\n"
+    bank.dispose()
 
 
 def test_the_living_are_not_forgotten(books: Database) -> None:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apportion.cli.record import ledger_options, record
+from apportion.cli.record import ledger_options, record, redis_url
 from apportion.core.errors import ApportionError
 
 if TYPE_CHECKING:
-    from apportion.serve.ledger.holding import Holder
+    from decimal import Decimal
+
+    from apportion.serve.ledger.database import Database
+    from apportion.serve.ledger.holding import Holder, Lent
 
 _JSON = click.option("--json", "json_", is_flag=True, help="As JSON.")
 
@@ -86,7 +89,7 @@ def list_holders(ledger: str | None, file: str | None, json_: bool) -> None:
             _ago(now_s - each.opened_s),
             _ago(now_s - each.seen_s),
             f"{each.open:,}",
-            "\n".join(f"{lent.free} free, {lent.reserved} reserved {lent.resource}" for lent in each.lent),
+            "\n".join(map(_lent, each.lent)),
         )
         for each in found
     ]
@@ -118,7 +121,10 @@ def forget(holder: str, ledger: str | None, file: str | None, json_: bool) -> No
             fix="Stop it; it then gives back what it was lent.",
         )
     with record(ledger, file) as database:
-        database.forget(holder)
+        if found[holder].by_redis:
+            _forget_in_redis(database, holder, redis_url(file))
+        else:
+            database.forget(holder)
     if json_:
         as_json({"forgotten": holder, "presumed": found[holder].open})
     else:
@@ -209,10 +215,35 @@ def _holder_object(holder: Holder) -> dict[str, Any]:
                 "leases": lent.leases,
                 "free": str(lent.free),
                 "reserved": str(lent.reserved),
+                "most": str(lent.most),
             }
             for lent in holder.lent
         ],
     }
+
+
+def _forget_in_redis(database: Database, holder: str, url: str | None) -> None:
+    """Where Redis lends, it must be told, too."""
+    if url is None:
+        raise HolderError(
+            f"The worker {holder} was lent by Redis.",
+            field="ledger.redis",
+            fix="Name the configuration of the proxy with --config: Redis must be told.",
+        )
+    from apportion.serve.ledger.redis_bank import RedisBank
+
+    RedisBank(database, url, lease_s=database.lease_s).forget(holder)
+
+
+def _lent(lent: Lent) -> str:
+    """What a holder has of one resource, in words."""
+    if lent.most:
+        return f"at most {_plain(lent.most)} {lent.resource}, by Redis"
+    return f"{_plain(lent.free)} free, {_plain(lent.reserved)} reserved {lent.resource}"
+
+
+def _plain(amount: Decimal) -> str:
+    return f"{amount.normalize():f}"
 
 
 def _ago(seconds: float) -> str:

@@ -52,6 +52,16 @@ def _where(ledger: str | None, file: str | None) -> tuple[str, float]:
     return ledger or config.ledger_url(), config.ledger.lease_s
 
 
+def redis_url(file: str | None) -> str | None:
+    """The Redis that lends in front of the books, as configured; None if none does."""
+    from apportion.serve.config import reader
+
+    if file is None and not Path(DEFAULT_FILE).is_file():
+        return None
+    redis = reader.load(file or DEFAULT_FILE).ledger.redis
+    return None if redis is None else redis.reveal()
+
+
 @contextmanager
 def record(ledger: str | None, file: str | None) -> Iterator[Database]:
     """The database of the books, which must be there. Raises `NoLedgerError`, also for what goes wrong meanwhile."""

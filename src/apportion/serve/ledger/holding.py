@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from apportion.serve.ledger.definitions import decode
 from apportion.serve.ledger.entries import PRESUME, RELEASE, RESERVE, SETTLE
+from apportion.serve.ledger.line_tables import lines
 from apportion.serve.ledger.schema import accounts, entries, holders, leases
 from apportion.serve.ledger.sums import halves, whole
 from apportion.serve.ledger.windows import US
@@ -18,12 +19,15 @@ _ENDS: Final = (SETTLE, RELEASE, PRESUME)
 
 
 class Lent(NamedTuple):
-    """What a holder has of one resource, in its unit: promised to nobody yet, and promised to requests."""
+    """What a holder has of one resource, in its unit: promised to nobody yet, and promised to requests. Where Redis
+    lends, only Redis knows that; the record knows that it is no more than ``most``.
+    """
 
     resource: str
-    leases: int
-    free: Decimal
-    reserved: Decimal
+    leases: int = 0
+    free: Decimal = Decimal(0)
+    reserved: Decimal = Decimal(0)
+    most: Decimal = Decimal(0)
 
 
 class Holder(NamedTuple):
@@ -42,6 +46,8 @@ class Holder(NamedTuple):
     open: int
     """Reservations that have not ended."""
     lent: tuple[Lent, ...]
+    by_redis: bool
+    """Redis lends to it, not the database."""
 
 
 def known(connection: sa.Connection, now_s: float, lease_s: float) -> Iterator[Holder]:
@@ -61,6 +67,7 @@ def known(connection: sa.Connection, now_s: float, lease_s: float) -> Iterator[H
             None if row.dead_us is None else row.dead_us / US,
             _open(connection, row.holder, row.oldest_us),
             tuple(_lent(connection, row.holder)),
+            connection.scalar(sa.select(sa.exists().where(lines.c.holder == row.holder))) or False,
         )
 
 
@@ -75,19 +82,23 @@ def _open(connection: sa.Connection, holder: str, oldest_us: int | None) -> int:
 
 def _lent(connection: sa.Connection, holder: str) -> Iterator[Lent]:
     """By resource. Accounts of one budget are one row of the database: there may be one for each end user."""
-    sums = [sa.func.sum(half) for column in (leases.c.free, leases.c.reserved) for half in halves(column)]
-    found = connection.execute(
-        sa.select(accounts.c.definition, sa.func.count(), *sums)
-        .join_from(leases, accounts, accounts.c.id == leases.c.account)
-        .where(leases.c.holder == holder)
-        .group_by(accounts.c.definition)
-    )
     by_resource: dict[str, Lent] = {}
-    for definition, count, *parts in found:
-        unit = decode(definition).unit
-        before = by_resource.get(unit.name, Lent(unit.name, 0, Decimal(0), Decimal(0)))
-        free, reserved = (unit.from_units(whole(high, low)) for high, low in (parts[:2], parts[2:]))
-        by_resource[unit.name] = Lent(
-            unit.name, before.leases + count, before.free + free, before.reserved + reserved
+    for table, columns in ((leases, ("free", "reserved")), (lines, ("units",))):
+        sums = [sa.func.sum(half) for name in columns for half in halves(table.c[name])]
+        found = connection.execute(
+            sa.select(accounts.c.definition, sa.func.count(), *sums)
+            .join_from(table, accounts, accounts.c.id == table.c.account)
+            .where(table.c.holder == holder)
+            .group_by(accounts.c.definition)
         )
+        for definition, count, *parts in found:
+            unit = decode(definition).unit
+            lent = by_resource.get(unit.name) or Lent(unit.name)
+            amounts = [unit.from_units(whole(*parts[place : place + 2])) for place in range(0, len(parts), 2)]
+            lent = lent._replace(leases=lent.leases + count)
+            if table is lines:
+                lent = lent._replace(most=lent.most + amounts[0])
+            else:
+                lent = lent._replace(free=lent.free + amounts[0], reserved=lent.reserved + amounts[1])
+            by_resource[unit.name] = lent
     yield from (by_resource[name] for name in sorted(by_resource))
