@@ -50,8 +50,10 @@ _VALID: Final = 0.8
 _PATIENCE_S: Final = 5.0
 """How long a request waits for the bank."""
 _RECALL_S: Final = 0.05
-_RECALLS: Final = 24
-"""How often, and how far apart, a request asks again for what lies unused in other workers' purses."""
+_RECALL_EACH_S: Final = 0.002
+_RECALL_FOR_S: Final = 2.0
+"""How long a request asks again for what lies unused in other workers' purses (what is idle goes back within that
+time), and how far apart: the more workers, the further, so that they do not all stand in line for one account."""
 _RETRY_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _WAITING: Final = 4096
 _PER_BATCH: Final = 512
@@ -110,7 +112,7 @@ class Reservation:
 
 
 class _Waiter:
-    __slots__ = ("amounts", "asked", "entry", "future", "lines", "since_s", "tries")
+    __slots__ = ("amounts", "asked", "entry", "future", "lines", "since_s")
 
     def __init__(
         self,
@@ -127,7 +129,6 @@ class _Waiter:
         self.since_s = now_s
         self.asked = False
         """Whether the batch under way asks for it."""
-        self.tries = 0
 
 
 class Ledger:
@@ -522,7 +523,6 @@ class Ledger:
                 waiter.future.set_exception(refusal)
                 continue
             if refusal is not None:
-                waiter.tries += 1
                 recall = True
             else:
                 unasked = True
@@ -531,7 +531,8 @@ class Ledger:
         if unasked:
             self._now()
         elif recall and self._timer is None:
-            self._timer = self._loop.call_later(_RECALL_S, self._fly)
+            wait_s = max(_RECALL_S, _RECALL_EACH_S * self.holders) * self._rng.uniform(0.5, 1.5)
+            self._timer = self._loop.call_later(wait_s, self._fly)
 
     def _refusal(self, waiter: _Waiter, refused: dict[Purse, int]) -> tuple[Refused | None, bool]:
         """Why a waiter cannot be served, if the bank has said so; and whether others may give back what it needs."""
@@ -541,7 +542,8 @@ class Ledger:
             if amount and short > 0 and short >= refused.get(purse, short + 1):
                 hopeful = purse.lent > 0 and short <= purse.left - purse.free + purse.lent
                 left = max(0, purse.left)
-                return Refused(purse, amount, left, purse.wait_s), hopeful and waiter.tries < _RECALLS
+                hopeful = hopeful and self._loop.time() - waiter.since_s < _RECALL_FOR_S
+                return Refused(purse, amount, left, purse.wait_s), hopeful
         return None, False
 
     def _failed(self, error: BaseException | None) -> None:
