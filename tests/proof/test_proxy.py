@@ -138,10 +138,11 @@ def compare(clients: Clients, upstream: Upstream, url: str) -> None:
     booked: dict[str, int] = defaultdict(int)
     presumed: set[str] = set()
     for row in entries_of(url):
+        user = row.user.rpartition("/")[2]  # one key's users are told from another's
         if row.kind != RESERVE:
-            booked[row.user] += row.usd
+            booked[user] += row.usd
         if row.kind == PRESUME:
-            presumed.add(row.user)
+            presumed.add(user)
     billed: dict[str, int] = {}
     for _, user in clients.asked:
         seen = upstream.of(user)
