@@ -11,10 +11,10 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check format reference docs bench clean
+.PHONY: help up test check format reference docs bench bench-ledger clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 up: $(VENV)/.up ## Start the proxy with a small real model (or with ./apportion.yaml)
 	@$(BIN)/apportion up $(ARGS)
@@ -42,6 +42,9 @@ docs: $(VENV)/.dev ## Show the documentation on http://localhost:8000
 
 bench: $(VENV)/.dev ## Measure the proxy against others (Linux; nginx and wrk needed; about 25 minutes)
 	$(BIN)/python -m benchmarks.gateway $(ARGS)
+
+bench-ledger: $(VENV)/.dev ## Measure the ledger on each store (PostgreSQL and Redis, nginx and wrk needed; about 10 minutes)
+	$(BIN)/python -m benchmarks.ledger $(ARGS)
 
 clean: ## Remove everything that was made here, the virtual environment included
 	rm -rf $(VENV) site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache

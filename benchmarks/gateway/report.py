@@ -24,7 +24,7 @@ def markdown(results: Results) -> str:
         ("memory", _memory),
     ):
         if name in results:
-            parts += [section(results[name]), _origin(results[name])]
+            parts += [section(results[name]), origin_line(results[name])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -76,7 +76,7 @@ def _requests(section: Results) -> str:
     ]  # fmt: skip
     return (
         f"### Requests: {section['connections']} connections, median of {section['rounds']} rounds of "
-        f"{section['seconds']:g} s\n\n{_table(head, rows)}\n\n"
+        f"{section['seconds']:g} s\n\n{table(head, rows)}\n\n"
         f"The upstream alone: {section['direct']['rps']:,.0f} requests/s."
     )
 
@@ -101,7 +101,7 @@ def _latency(section: Results) -> str:
     ]
     return (
         f"### Added latency at half load: {section['arrivals']} arrivals, open loop, median of "
-        f"{section['rounds']} rounds of {section['seconds']:g} s\n\n{_table(head, rows)}"
+        f"{section['rounds']} rounds of {section['seconds']:g} s\n\n{table(head, rows)}"
     )
 
 
@@ -128,7 +128,7 @@ def _streams(section: Results) -> str:
     ]  # fmt: skip
     return (
         f"### Streams of {section['tokens_per_s']} tokens/s before the p99 of the added lag passes "
-        f"{section['limit_ms']:g} ms\n\n{_table(head, rows)}"
+        f"{section['limit_ms']:g} ms\n\n{table(head, rows)}"
     )
 
 
@@ -152,10 +152,11 @@ def _memory(section: Results) -> str:
         "gateway", "start s", "idle MiB", "requests", "MiB at the end", "peak MiB",
         "growth MiB/million (second half)", "errors",
     ]  # fmt: skip
-    return f"### Memory of the worker\n\n{_table(head, rows)}\n\n![memory](results/memory.svg)"
+    return f"### Memory of the worker\n\n{table(head, rows)}\n\n![memory](results/memory.svg)"
 
 
-def _origin(section: Results) -> str:
+def origin_line(section: Results) -> str:
+    """When, on what and of which commit a section was measured."""
     machine = section["machine"]
     others = [row["others_share"] for row in section["rows"].values() if "others_share" in row]
     disturbed = f" Other work on the gateway's core: up to {max(others):.0%}." if others else ""
@@ -165,7 +166,8 @@ def _origin(section: Results) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first column to the left and the others to the right."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:

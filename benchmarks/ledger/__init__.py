@@ -1,0 +1,1 @@
+"""What keeping exact, durable books costs, against the least that the same stores could be asked to do."""
