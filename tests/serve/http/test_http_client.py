@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import trustme
-from conftest import Upstream, Wire, until
 
 from apportion.serve.http import client
 from apportion.serve.http.client import (
@@ -28,6 +27,7 @@ from apportion.serve.http.client import (
     client_tls,
     stale,
 )
+from conftest import Upstream, Wire, until
 
 Start = Callable[..., Awaitable[Upstream]]
 PoolTo = Callable[..., Pool]

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from conftest import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apportion.serve.http import server as module
 from apportion.serve.http.server import Connection, Request, Responder, Server, ServerLimits
+from conftest import until
 
 App = Callable[[Request, Responder], Awaitable[None]]
 Serve = Callable[..., Awaitable[Server]]
