@@ -20,7 +20,7 @@ from apportion.serve.config.schema import Budget as BudgetConfig
 from apportion.serve.config.schema import Config, Key
 from apportion.serve.config.schema import Pricer as PricerConfig
 from apportion.serve.identity import plain
-from apportion.serve.ledger.entries import RESOURCES, TOKENS
+from apportion.serve.ledger.entries import GCO2, JOULES, RESOURCES, SERVER_SECONDS, TOKENS, USD
 from apportion.serve.ledger.ledger import Ledger, Refused, Unavailable
 from apportion.serve.ledger.purse import NO_LINES, Line, Lines, Purse
 
@@ -28,6 +28,7 @@ ESTIMATED: Final = len(RESOURCES)
 """Place of the estimated tokens, after those of the resources: what limits per minute hold."""
 
 _PLACES: Final = {name: place for place, name in enumerate(RESOURCES)}
+_CAPPING: Final = (TOKENS, USD, SERVER_SECONDS, JOULES, GCO2)
 _FRESH_S: Final = 0.02
 """Prices move at most this often; what is spent in between moves them together (a mini-batch of the dual step)."""
 _MOST: Final = 8192
@@ -153,7 +154,8 @@ class Books:
         self._rates: dict[str, tuple[tuple[Purse, str], ...]] = {}
         self._budgets: dict[str, dict[str, list[Budget]]] = {}
         """By kind of scope and the name they are for ("" for each)."""
-        self._per_request: list[tuple[int, int]] = []
+        self.per_request: dict[int, int] = {}
+        """The most of a resource, by place, that one request may take, in smallest parts."""
         for entry in config.all_budgets():
             self._add(entry)
         self._saved: Mapping[str, str] = saved_prices or {}
@@ -170,7 +172,7 @@ class Books:
                 if sheet.pays(self._outside, self._pricers_of(*at)):
                     self._sheets[at] = sheet
         all_ = [b for names in self._budgets.values() for found in names.values() for b in found]
-        self.caps = bool(self._per_request) or any(
+        self.caps = bool(self.per_request) or any(
             b.hard and b.refill_per_s is None and b.resource not in ("requests", "parallel") for b in all_
         )
         """Whether what an answer may cost depends on any budget at all."""
@@ -179,7 +181,8 @@ class Books:
         kind, _, name = entry.scope.partition(":")
         budget = budget_of(entry)
         if kind == "request":
-            self._per_request.append((_PLACES[budget.resource], budget.unit.to_units(budget.amount)))
+            place, most = _PLACES[budget.resource], budget.unit.to_units(budget.amount)
+            self.per_request[place] = min(most, self.per_request.get(place, most))
             return
         if kind == "organisation":
             kind = "all"
@@ -193,10 +196,6 @@ class Books:
         if names is None:
             return []
         return [*names.get("", ()), *(names.get(name, ()) if name else ())]
-
-    def per_request(self, place: int) -> int | None:
-        """The most of a resource that one request may take, in smallest parts; None without such a budget."""
-        return min((units for at, units in self._per_request if at == place), default=None)
 
     def lines(self, key: Key, user: str, session: str, model: str, endpoint: str) -> Lines:
         """The purses of a request, the widest scope first; hard ones, and soft ones that only look on.
@@ -240,7 +239,10 @@ class Books:
                 lines.append(Line(purse, ESTIMATED if estimated else place, place))
         if not lines:
             return NO_LINES
-        return Lines(tuple(x for x in lines if x.purse.hard), tuple(x for x in lines if not x.purse.hard))
+        hard = tuple(line for line in lines if line.purse.hard)
+        caps = [(place, tuple(x.purse for x in hard if x.held == place)) for place in _CAPPING]
+        soft = tuple(line for line in lines if not line.purse.hard)
+        return Lines(hard, soft, tuple((place, purses) for place, purses in caps if purses))
 
     def sheet(self, key: str, model: str) -> Sheet:
         """The prices that a key pays for a model."""
@@ -307,16 +309,16 @@ class Books:
         return found
 
 
-def left(lines: Lines, place: int) -> int | None:
-    """What the hard accounts of one resource (not its limits per minute) still allow, in smallest parts, as far as
-    is known here; None without any.
+def left(purses: tuple[Purse, ...]) -> int:
+    """The least of what these purses and the bank behind them still allow, in smallest parts, as far as is known
+    here.
     """
-    least: int | None = None
-    for purse, held, _ in lines.hard:
-        if held == place:
-            units = purse.left
-            if least is None or units < least:
-                least = units
+    purse = purses[0]
+    least = purse.free + purse.available
+    for purse in purses[1:]:
+        units = purse.free + purse.available
+        if units < least:
+            least = units
     return least
 
 

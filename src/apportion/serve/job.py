@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -16,7 +16,7 @@ from apportion.measure.price import TokenPrice
 from apportion.measure.tokens import most_input_tokens
 from apportion.measure.usage import Usage
 from apportion.serve import books, errors, identity
-from apportion.serve.call import Call
+from apportion.serve.call import NO_CONSTRAINTS, Call
 from apportion.serve.config.schema import Key
 from apportion.serve.http.server import Responder
 from apportion.serve.ledger.entries import (
@@ -169,9 +169,20 @@ class Job:
     def cap(self, route: Route) -> Cap | None:
         """What ``route`` may produce under all limits on amounts; None if not even the least fits."""
         lines = self.lines_of(route)
-        self._bound = False
-        units, tokens = self._most(USD, books.left(lines, USD)), self._most(TOKENS, books.left(lines, TOKENS))
-        seconds = self._most_s(route, lines)
+        units: int | None = None
+        tokens: int | None = None
+        seconds: float | None = None
+        self._bound = bool(lines.caps)
+        for place, purses in lines.caps:
+            left = books.left(purses)
+            if place == USD:
+                units = left
+            elif place == TOKENS:
+                tokens = left
+            else:
+                seconds = _shorter(seconds, _seconds(left, route, place))
+        if self.call.constraints is not NO_CONSTRAINTS or self.runtime.books.per_request:
+            units, tokens, seconds = self._limited(route, units, tokens, seconds)
         if units is None and tokens is None and seconds is None:
             return NO_CAP
         roomy = self._roomy(route, units, tokens)
@@ -239,41 +250,30 @@ class Job:
         """Not even the least fits, as far as is known here."""
         self.tight = self.tight or self._bound
 
-    def _most(self, place: int, left: int | None) -> int | None:
-        """The least of what accounts have ``left``, a budget for one request and the client's own limit allow."""
-        limit = self.runtime.books.per_request(place)
-        asked = self.call.constraints.max_usd if place == USD else None
-        if asked is not None:
-            units = int(asked * _PICO)
-            limit = units if limit is None or units < limit else limit
-        if limit is not None and self.attempts:
-            if place == USD:
-                gone = spent(self.attempts)[0]
-                limit = 0 if gone is None else max(0, limit - gone)
-            elif place == TOKENS:
-                limit -= sum(a.usage.input_tokens + a.usage.output_tokens for a in self.attempts if a.usage)
-        if left is None or (limit is not None and limit < left):
-            return limit
-        self._bound = True
-        return left
-
-    def _most_s(self, route: Route, lines: Lines) -> float | None:
-        """Seconds of the endpoint's time that budgets of time, energy and carbon allow; None without any."""
-        found: float | None = None
-        joules = self.call.constraints.max_joules
-        if joules is not None:
-            if route.power is None:
-                return 0.0
-            found = _seconds(joules, route.power.joules(1.0))
+    def _limited(
+        self, route: Route, units: int | None, tokens: int | None, seconds: float | None
+    ) -> tuple[int | None, int | None, float | None]:
+        """What accounts leave, or less where the client or the budgets of one request say so."""
+        limits = self.runtime.books.per_request
+        asked, joules = self.call.constraints.max_usd, self.call.constraints.max_joules
+        usd = None if asked is None else int(asked * _PICO)
+        usd = _shorter(usd, limits.get(USD))
+        if usd is not None:
+            gone = spent(self.attempts)[0] if self.attempts else 0
+            usd = 0 if gone is None else max(0, usd - gone)
+            if units is None or usd <= units:
+                self._bound = False
+                units = usd
+        most = limits.get(TOKENS)
+        if most is not None:
+            most -= sum(a.usage.input_tokens + a.usage.output_tokens for a in self.attempts if a.usage)
+            tokens = _shorter(tokens, most)
         for place in (SERVER, JOULES, GCO2):
-            most = self._most(place, books.left(lines, place))
-            if most is not None:
-                # What cannot be measured is not promised.
-                rate = route.work(1.0)[place - SERVER]
-                seconds = 0.0 if rate is None else _seconds(most, rate)
-                if found is None or (seconds is not None and seconds < found):
-                    found = seconds
-        return found
+            if place in limits:
+                seconds = _shorter(seconds, _seconds(limits[place], route, place))
+        if joules is not None:
+            seconds = _shorter(seconds, _seconds(int(joules * 1e6), route, JOULES))
+        return units, tokens, seconds
 
     def _roomy(self, route: Route, units: int | None, tokens: int | None) -> Cap | None:
         """The cap of a request that its client capped, if there is room for all of it; else None."""
@@ -687,8 +687,22 @@ class Job:
         )
 
 
-def _seconds(amount: float, per_s: float) -> float | None:
-    return amount / per_s if per_s else None
+_Number = TypeVar("_Number", int, float)
+
+
+def _shorter(one: _Number | None, other: _Number | None) -> _Number | None:
+    """The smaller of two limits; None is no limit."""
+    if one is None or (other is not None and other < one):
+        return other
+    return one
+
+
+def _seconds(units: int, route: Route, place: int) -> float | None:
+    """How long ``route`` may work for so much server time, energy or carbon; None: as long as it likes."""
+    rate = route.work(1.0)[place - SERVER]
+    if rate is None:
+        return 0.0  # what cannot be measured is not promised
+    return units / rate if rate else None
 
 
 def limits_headers(job: Job) -> str:

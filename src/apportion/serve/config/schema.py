@@ -622,7 +622,7 @@ class Ledger(Struct, frozen=True, kw_only=True):
         Meta(
             ge=0.001, le=1, description="Time between two commits: what happened in it is written together."
         ),
-    ] = 0.01
+    ] = 0.025
     journal: Annotated[
         str | None,
         Meta(

@@ -255,7 +255,7 @@ class Ledger:
             return
         held = reservation.held
         dirty = self._dirty
-        hard, soft = reservation.lines
+        hard, soft, _ = reservation.lines
         for purse, place, spends in hard:
             was = held[place]
             cost = spent[spends] if spends != PARALLEL else 0

@@ -130,11 +130,8 @@ class Lines(NamedTuple):
 
     hard: tuple[Line, ...]
     soft: tuple[Line, ...]
-
-    @property
-    def known(self) -> bool:
-        """Whether the bank has spoken about all of them."""
-        return all(line.purse.known for line in self.hard)
+    caps: tuple[tuple[int, tuple[Purse, ...]], ...] = ()
+    """The hard purses that bound what an answer may cost, by place."""
 
 
 NO_LINES: Final = Lines((), ())
