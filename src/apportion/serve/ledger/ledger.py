@@ -204,9 +204,11 @@ class Ledger:
 
         Raises `Unavailable` when too much waits to be recorded.
         """
+        home, slot = self._home, None
+        if not home.holder:
+            raise Unavailable("The ledger is being opened again.", 0.2)
         if take(lines, amounts) is not None:
             return None
-        home, slot = self._home, None
         if home.journal is not None:
             try:
                 slot = home.journal.take(_encode(entry))
@@ -646,7 +648,9 @@ class Ledger:
     def _expired(self) -> None:
         """The bank had given this worker up (it was paused or cut off for too long): it starts as a new one."""
         logger.warning("the ledger's database had given this worker up; its open reservations are told anew")
-        old = self._home
+        old, settled = self._home, [*self._batch_done, *self._done]
+        # From now on nothing is its own: what settles meanwhile is told late.
+        self._home = _Home("", None)
         self._batch_done = []
         self._done = []
         self._entries = []
@@ -662,8 +666,9 @@ class Ledger:
             wait_s = 0.1
             while not self._closing:
                 try:
-                    await self._register()
-                    await self.run(lambda: self._tell_old(old))
+                    if not self._home.holder:
+                        await self._register()
+                    await self.run(lambda: self._tell_old(old, settled))
                     break
                 except BankError as error:
                     logger.error("the ledger could not be opened again: %s", error)
@@ -674,12 +679,17 @@ class Ledger:
 
         self._again = self._loop.create_task(again())
 
-    def _tell_old(self, old: _Home) -> None:
+    def _tell_old(self, old: _Home, settled: list[tuple[_Home, int]]) -> None:
         """What the journal knows of a former life; its open reservations are told when they settle."""
         if old.journal is None:
             return
         found = [(_decode(r), None if s is None else _decode(s)) for r, s in old.journal.found()]
         self._bank.recover(old.holder, found)
+        for home, slot in settled:
+            if home.journal is not None:
+                home.journal.free(slot)
+        settled.clear()
+        _retire(old)
 
     def _settle_late(self, reservation: Reservation, entry: Entry) -> None:
         home, slot = reservation.home, reservation.slot
@@ -695,9 +705,16 @@ class Ledger:
                 self._bank.recover(home.holder, [(reserved, settled)])
                 if slot is not None and home.journal is not None:
                     home.journal.free(slot)
+                    _retire(home)
                 late.pop(0)
         finally:
             self._late = late + self._late
+
+
+def _retire(old: _Home) -> None:
+    """The journal of a former life ends with its last reservation."""
+    if old.journal is not None and not old.journal.open_slots:
+        old.journal.close()
 
 
 def _logged(work: asyncio.Future[None]) -> None:
