@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import mmap
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -201,6 +201,12 @@ class Registry:
                 else:
                     lines.append(f"{name}{_braces(labels)} {_number(numbers[0])}")
         return "\n".join(lines) + "\n"
+
+
+def sample(name: str, labels: Mapping[str, str], value: float) -> str:
+    """One line of the Prometheus text format."""
+    said = [f'{k}="{_escape(v)}"' for k, v in labels.items()]
+    return f"{name}{_braces(said)} {_number(value)}"
 
 
 def _histogram_lines(

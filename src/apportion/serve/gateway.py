@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
-from apportion.serve import errors, openapi, translation
+from apportion.core.errors import ApportionError
+from apportion.serve import budget_metrics, errors, openapi, translation
 from apportion.serve.admin import Admin
 from apportion.serve.call import DIALECTS, ROUTES, Api, parse
 from apportion.serve.config.schema import Key
@@ -255,7 +256,16 @@ class Gateway:
         for endpoint in self.runtime.endpoints.values():
             state = endpoint.circuit.state
             self.meters.circuit.at(endpoint.name).set(0.0 if state == "closed" else 1.0)
-        visit.responder.send(200, _TEXT, self.meters.registry.render().encode())
+        text = self.meters.registry.render()
+        if self.admin.people is not None:
+            prices = self.runtime.books.explain_prices(time.time())
+            try:
+                balances = await asyncio.to_thread(self.admin.people.balances)
+            except ApportionError as error:
+                logger.warning("the budgets are missing from the metrics: %s", error)
+                balances = []
+            text += budget_metrics.render(balances, prices)
+        visit.responder.send(200, _TEXT, text.encode())
 
     async def _openapi(self, visit: Visit) -> None:
         visit.responder.send(200, _JSON, openapi.document_bytes())
@@ -309,9 +319,12 @@ class Gateway:
         found = self.runtime.books.explain_prices(time.time())
         key = visit.key
         if not key.admin:
-            own = {"all", f"key:{key.name}", f"team:{key.team}"}
-            own |= {f"model:{name}" for name in self.runtime.models_of(key)}
-            found["scopes"] = {scope: said for scope, said in found["scopes"].items() if scope in own}
+            own = {f"key:{key.name}", f"team:{key.team}"}
+            shared = {"all", *(f"model:{name}" for name in self.runtime.models_of(key))}
+            scopes = found["scopes"]
+            found["scopes"] = {scope: said for scope, said in scopes.items() if scope in own | shared}
+            for scope in shared & scopes.keys():
+                del scopes[scope]["why"]  # it tells how much of a budget others have spent
         visit.send(found)
 
     def own_decision(self, id: str) -> dict[str, Any] | None:

@@ -106,6 +106,16 @@ class Meters:
             "Trace spans dropped because too many waited (queue) or the collector did not take them (collector).",
             ("where",),
         )
+        self.ledger_pending = registry.gauge(
+            "apportion_ledger_pending_entries",
+            "Entries that are not in the database yet (they are in the journal).",
+        ).at()
+        self.ledger_lost = registry.gauge(
+            "apportion_ledger_cut_off_workers", "Workers whose database does not answer."
+        ).at()
+        self.ledger_entries = registry.counter(
+            "apportion_ledger_entries_total", "Entries written to the database."
+        ).at()
         self._requests: dict[tuple[str, str, int], Counter] = {}
         self._attempts: dict[tuple[str, str, str], Counter] = {}
 

@@ -64,6 +64,7 @@ class Worker:
         self.index = index
         self._opened = opened
         self._refreshing: asyncio.Future[None] | None = None
+        self._told_entries = 0
         self.workers = workers
         self._directory = directory
         self._watch = Watch(asyncio.get_running_loop())
@@ -133,7 +134,12 @@ class Worker:
 
     def _refresh(self) -> None:
         """Once a second: have keys, teams or budgets changed in the database?"""
-        if self._refreshing is None and not self._opened.ledger.lost:
+        ledger, meters = self._opened.ledger, self._meters
+        meters.ledger_pending.set(float(ledger.pending))
+        meters.ledger_entries.add(float(ledger.committed - self._told_entries))
+        self._told_entries = ledger.committed
+        meters.ledger_lost.set(float(ledger.lost))
+        if self._refreshing is None and not ledger.lost:
             self._refreshing = asyncio.ensure_future(self.gateway.admin.refresh())
             self._refreshing.add_done_callback(self._refreshed)
 
