@@ -13,6 +13,7 @@ from apportion.serve.worker import Worker
 
 CONFIG = """
 listen: {host: %s}
+ledger: {url: memory}
 keys:
   - {name: boss, secret: sk-boss, admin: true}
   - {name: user, secret: sk-user}
@@ -38,7 +39,7 @@ async def test_metrics_are_for_admins_where_others_can_reach_them(
     tmp_path: Path, host: str, answers: list[int]
 ) -> None:
     config = loads(CONFIG % host, "apportion.yaml")
-    worker = Worker(config, all_prices(config), index=0, workers=1, directory=tmp_path)
+    worker = await Worker.open(config, all_prices(config), index=0, workers=1, directory=tmp_path)
     _, port = await worker.start("127.0.0.1", 0, reuse_port=False)
     try:
         assert [await status(port, key) for key in (None, "sk-wrong", "sk-user", "sk-boss")] == answers

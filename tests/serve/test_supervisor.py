@@ -73,6 +73,11 @@ class Proxy:
         self.write(config)
         self.port = port or free_port()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("APPORTION")}
+        environment |= {
+            "XDG_RUNTIME_DIR": str(self.run),
+            "XDG_STATE_HOME": str(home / "state"),
+            "TMPDIR": str(self.temporary),
+        }
         self.output = (home / "output").open("ab")
         self.process = subprocess.Popen(
             [
@@ -85,7 +90,7 @@ class Proxy:
                 "--port",
                 str(self.port),
             ],
-            env={**environment, "XDG_RUNTIME_DIR": str(self.run), "TMPDIR": str(self.temporary)},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=self.output,
             stderr=self.output,
@@ -175,6 +180,7 @@ class Proxy:
 def configuration(workers: int, *models: str, upstream_port: int = 9, drain: float = 20.0) -> dict[str, Any]:
     return {
         "listen": {"workers": workers, "drain_s": drain},
+        "auth": {"required": False},
         "endpoints": {"one": {"kind": "openai", "base_url": f"http://127.0.0.1:{upstream_port}/v1"}},
         "models": dict.fromkeys(models or ("m",), "one"),
     }
