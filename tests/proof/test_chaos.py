@@ -98,8 +98,11 @@ def test_worker_frozen_on_sqlite(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_everything_at_once(plan: Plan, postgres: Postgres, redis: Redis) -> None:
-    """Thirty disasters in a random order, workers killed and frozen among them."""
+@pytest.mark.parametrize("store", ["postgresql", "redis"])
+def test_everything_at_once(
+    plan: Plan, postgres: Postgres, store: str, request: pytest.FixtureRequest
+) -> None:
+    """Disasters of every kind in a random order, workers killed and frozen among them."""
 
     def silent(server: Postgres | Redis) -> None:
         server.pause()
@@ -110,16 +113,21 @@ def test_everything_at_once(plan: Plan, postgres: Postgres, redis: Redis) -> Non
         lambda _: postgres.restart(),
         lambda _: crash(postgres),
         lambda _: silent(postgres),
-        lambda _: redis.flush(),
-        lambda _: redis.restart(),
-        lambda _: crash(redis),
-        lambda _: silent(redis),
         kill_worker,
         kill_worker,
         freeze_worker,
     ]
-    events = kinds * 3
+    plan = plan._replace(budgets=SPENT, lease_s=1.0)
+    if store == "redis":
+        redis: Redis = request.getfixturevalue("redis")
+        plan = plan._replace(redis_url=redis.url)
+        kinds += [
+            lambda _: redis.flush(),
+            lambda _: redis.restart(),
+            lambda _: crash(redis),
+            lambda _: silent(redis),
+        ]
+    events = kinds * 2
     random.Random(6).shuffle(events)
-    plan = plan._replace(budgets=SPENT, lease_s=1.0, redis_url=redis.url)
     books = disturbed(plan, events, seed=6, workers=3)
     assert books.requests > 0
