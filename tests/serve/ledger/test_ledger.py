@@ -96,8 +96,8 @@ class Flaky:
 
 
 @pytest.fixture
-async def bank(tmp_path: Path) -> AsyncIterator[Flaky]:
-    yield Flaky(Database(f"sqlite:///{tmp_path}/ledger.db"))
+async def bank(tmp_path: Path) -> Flaky:
+    return Flaky(Database(f"sqlite:///{tmp_path}/ledger.db"))
 
 
 Make = Callable[..., Any]

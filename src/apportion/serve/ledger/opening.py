@@ -97,13 +97,16 @@ def _journal(config: Config, url: str) -> Path:
 async def _patiently(url: str, open_: Callable[[], _T]) -> _T:
     loop = asyncio.get_running_loop()
     until_s = loop.time() + _PATIENCE_S
+    said = False
     while True:
         try:
             return await asyncio.to_thread(open_)
         except BankError as error:
             if loop.time() >= until_s:
                 raise _failed(url, error) from None
-            logger.warning("%s does not answer yet: %s", shown(url), error)
+            if not said:
+                logger.warning("%s does not answer yet: %s", shown(url), error)
+                said = True
             await asyncio.sleep(_PAUSE_S)
 
 
