@@ -34,7 +34,7 @@ def config(upstream: Upstream, closed_port: int) -> Json:
         "refused": model("refused"),
         "silent": model("silent"),
     }
-    return {"endpoints": endpoints, "models": models}
+    return {"auth": {"required": False}, "endpoints": endpoints, "models": models}
 
 
 async def test_group_of_one(start: Callable[..., Gateway], config: Json, upstream: Upstream) -> None:

@@ -323,7 +323,7 @@ class TestStart:
             ("models: {m: {endpoints: [nowhere]}}", ["nowhere"]),
             ("a: [", ["apportion.yaml"]),
             ("keys: [{name: a, secret: '${SURELY_NOT_SET}'}]", ["SURELY_NOT_SET"]),
-            ("listen: {host: 0.0.0.0}", ["keys"]),
+            ("{listen: {host: 0.0.0.0}, auth: {required: false}}", ["auth.required", "127.0.0.1"]),
         ],
         ids=str,
     )
