@@ -20,6 +20,7 @@ from apportion.serve.ledger.entries import (
     BankError,
     Batch,
     Entry,
+    LendingError,
     Receipt,
 )
 from apportion.serve.ledger.ledger import Ledger, Refused, Reservation, Settings, Unavailable
@@ -77,7 +78,7 @@ class Flaky:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.before = self.after = False
+        self.before = self.after = self.lending_lost = False
         self.batches: list[Batch] = []
 
     def commit(self, batch: Batch) -> Receipt:
@@ -87,6 +88,8 @@ class Flaky:
         self.batches.append(batch)
         if self.after:
             raise BankError("cut off after the commit")
+        if self.lending_lost:
+            raise LendingError("nobody lends", receipt)
         return receipt
 
     def __getattr__(self, name: str) -> Any:
@@ -115,7 +118,7 @@ async def make(bank: Flaky, tmp_path: Path) -> AsyncIterator[Make]:
         return ledger
 
     yield open_
-    bank.before = bank.after = False
+    bank.before = bank.after = bank.lending_lost = False
     for ledger in made:
         if not ledger._closing:
             await ledger.close()
@@ -235,6 +238,32 @@ async def test_a_lost_database_books_everything_once_when_it_is_back(
     await ledger.close()
     assert spent(bank) == 141
     assert len(entries(bank)) == 42
+
+
+async def test_while_nobody_lends_what_is_spent_is_still_written_down(
+    make: Make, bank: Flaky, tmp_path: Path
+) -> None:
+    ledger = await make()
+    purse = ledger.purse("big@all", Budget("big", "usd", 1000e-12), "all")
+    got = await ledger.reserve(lines(purse), amounts(10), entry(ledger, 10))
+    await ledger.durable()
+    bank.lending_lost = True
+    settle(ledger, got, 7)
+    for _ in range(400):
+        await asyncio.sleep(0.005)
+        if spent(bank) == 7 and not ledger.pending:
+            break
+    assert spent(bank) == 7
+    assert ledger._home.journal is not None
+    assert ledger._home.journal.open_slots == 0
+    with pytest.raises(Unavailable):
+        await ledger.reserve(lines(purse), amounts(1000), entry(ledger, 1000))
+    bank.lending_lost = False
+    for _ in range(400):
+        await asyncio.sleep(0.02)
+        if not ledger.lost:
+            break
+    settle(ledger, await ledger.reserve(lines(purse), amounts(900), entry(ledger, 900)), 900)
 
 
 async def test_where_it_is_to_refuse_nothing_is_spent_while_the_database_is_lost(

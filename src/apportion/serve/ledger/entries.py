@@ -139,3 +139,13 @@ class BankError(Exception):
     """The shared state cannot be reached or did not answer in time. The batch may or may not have been applied:
     send the very same one again.
     """
+
+
+class LendingError(BankError):
+    """The batch is written down for good, but whoever lends could not be told: nothing was lent. ``receipt`` is what
+    the database said. Both are right: to send the same batch again, and to go on with the next.
+    """
+
+    def __init__(self, why: str, receipt: Receipt) -> None:
+        super().__init__(why)
+        self.receipt = receipt

@@ -22,6 +22,7 @@ import msgspec
 
 from apportion.core.budget import Budget
 from apportion.serve.ledger.bank import Bank
+from apportion.serve.ledger.breaker import Breaker
 from apportion.serve.ledger.entries import (
     NOTHING,
     PARALLEL,
@@ -33,6 +34,7 @@ from apportion.serve.ledger.entries import (
     BankError,
     Batch,
     Entry,
+    LendingError,
     Move,
     Receipt,
 )
@@ -54,7 +56,9 @@ _RECALL_EACH_S: Final = 0.002
 _RECALL_FOR_S: Final = 2.0
 """How long a request asks again for what lies unused in other workers' purses (what is idle goes back within that
 time), and how far apart: the more workers, the further, so that they do not all stand in line for one account."""
-_RETRY_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_AGAIN_S: Final = 0.2
+_MOST_OPEN_S: Final = 5.0
+"""The longest pause between two tries to reach the bank."""
 _WAITING: Final = 4096
 _PER_BATCH: Final = 512
 
@@ -161,7 +165,7 @@ class Ledger:
         self._started_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._ticker: asyncio.TimerHandle | None = None
-        self._failures = 0
+        self._breaker = Breaker(rng, failures=1, max_open_s=_MOST_OPEN_S)
         self._valid_until_s = 0.0
         self._last_s = 0.0
         self._closing = False
@@ -206,7 +210,7 @@ class Ledger:
         """
         home, slot = self._home, None
         if not home.holder:
-            raise Unavailable("The ledger is being opened again.", 0.2)
+            raise Unavailable("The ledger is being opened again.", _AGAIN_S)
         if take(lines, amounts) is not None:
             return None
         if home.journal is not None:
@@ -234,7 +238,7 @@ class Ledger:
             found = self.take(lines, amounts, entry)
             if found is not None:
                 return found
-        if self._failures:
+        if self.lost:
             raise Unavailable("The ledger's database does not answer.", self._retry_s())
         if len(self._waiters) >= _WAITING:
             raise Unavailable("Too many requests wait for the ledger.", 1.0)
@@ -305,7 +309,7 @@ class Ledger:
 
     async def look(self, purses: Sequence[Purse]) -> None:
         """Ask the bank how these accounts stand; `Purse.left` is fresh then. Raises `Unavailable`."""
-        if self._failures:
+        if self.lost:
             raise Unavailable("The ledger's database does not answer.", self._retry_s())
         future: asyncio.Future[None] = self._loop.create_future()
         self._lookers.append((purses, future))
@@ -330,7 +334,7 @@ class Ledger:
     @property
     def lost(self) -> bool:
         """Whether the bank did not answer lately."""
-        return self._failures > 0
+        return self._breaker.state != "closed" or not self._home.holder
 
     @property
     def pending(self) -> int:
@@ -357,8 +361,7 @@ class Ledger:
             async with asyncio.timeout(timeout_s):
                 while self._flying is not None or self._batch is not None or self._dirty or self._entries:
                     if self._flying is None:
-                        if self._failures:
-                            await asyncio.sleep(0.1)
+                        await asyncio.sleep(self._breaker.wait_s(self._loop.time()))
                         self._fly()
                     flying = self._flying
                     if flying is not None:
@@ -387,7 +390,7 @@ class Ledger:
 
     def _now(self) -> None:
         """A batch as soon as this turn of the loop is over: all that came with it share it."""
-        if self._failures or self._closing:
+        if self.lost or self._closing:
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -397,12 +400,13 @@ class Ledger:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._flying is not None:
+        now_s = self._loop.time()
+        if self._flying is not None or not self._breaker.allow(now_s):
             return
         batch = self._batch
         if batch is None:
             batch = self._batch = self._next()
-        self._started_s = self._loop.time()
+        self._started_s = now_s
         self._flying = self._loop.run_in_executor(self._thread, self._bank.commit, batch)
         self._flying.add_done_callback(self._landed)
 
@@ -458,28 +462,27 @@ class Ledger:
     def _landed(self, flight: asyncio.Future[Receipt]) -> None:
         self._flying = None
         error = None if flight.cancelled() else flight.exception()
-        if flight.cancelled() or error is not None:
+        if isinstance(error, LendingError) and not error.receipt.expired:
+            for purse in self._batch_purses:
+                self._mark(purse)  # what it has is still to be told
+            self._recorded(error.receipt)
+            self._failed(error)
+            return
+        if flight.cancelled() or (error is not None and not isinstance(error, LendingError)):
             self._failed(error)
             return
         batch, purses = self._batch, self._batch_purses
         assert batch is not None  # noqa: S101 - it is the one that flew
-        receipt = flight.result()
-        if self._failures:
+        receipt = error.receipt if isinstance(error, LendingError) else flight.result()
+        if self.lost:
             logger.info("the ledger's database answers again")
-        self._failures = 0
-        self._batch = None
-        self._batch_purses = []
+        self._breaker.ok(self._loop.time())
         if receipt.expired:
+            self._batch, self._batch_purses = None, []
             self._expired()
             return
         self._valid_until_s = self._started_s + _VALID * self._settings.lease_s
-        self.holders = max(1, receipt.holders)
-        self.commits += 1
-        self.committed += len(batch.entries)
-        for home, slot in self._batch_done:
-            if home.journal is not None:
-                home.journal.free(slot)
-        self._batch_done = []
+        self._recorded(receipt)
         asked: dict[Purse, int] = {}
         again = False
         for purse, move, grant in zip(purses, batch.moves, receipt.grants, strict=True):
@@ -494,15 +497,32 @@ class Ledger:
                 self._leased.discard(purse)
             else:
                 self._leased.add(purse)
-        for future in (*self._batch_lookers, *self._batch_durable):
+        for future in self._batch_lookers:
             if not future.done():
                 future.set_result(None)
-        self._batch_lookers, self._batch_durable = [], []
+        self._batch_lookers = []
         self._serve_waiters(asked)
         if again:
             self._now()
         elif self._dirty or self._entries or self._to_be_durable or self._lookers:
             (self._now if self._lookers or self._to_be_durable else self._soon)()
+
+    def _recorded(self, receipt: Receipt) -> None:
+        """The batch under way is in the database: the journal need not protect it any longer."""
+        batch = self._batch
+        assert batch is not None  # noqa: S101 - it is the one that flew
+        self._batch, self._batch_purses = None, []
+        self.holders = max(1, receipt.holders)
+        self.commits += 1
+        self.committed += len(batch.entries)
+        for home, slot in self._batch_done:
+            if home.journal is not None:
+                home.journal.free(slot)
+        self._batch_done = []
+        for future in self._batch_durable:
+            if not future.done():
+                future.set_result(None)
+        self._batch_durable = []
 
     def _serve_waiters(self, refused: dict[Purse, int]) -> None:
         """Give those who wait what has come, refuse those for whom there is not enough; in their order."""
@@ -551,15 +571,15 @@ class Ledger:
     def _failed(self, error: BaseException | None) -> None:
         if not isinstance(error, BankError):
             logger.error("the ledger's batch failed", exc_info=error)
-        elif not self._failures:
+        elif not self.lost:
             logger.error("the ledger's database does not answer: %s", error)
-        self._failures += 1
+        self._breaker.failed(self._loop.time())
         wait_s = self._retry_s()
         self._unavailable("The ledger's database does not answer.", wait_s)
         if self._settings.when_lost == "refuse":
             self._drop_free()
         if not self._closing:
-            self._timer = self._loop.call_later(wait_s * self._rng.uniform(0.5, 1.0), self._fly)
+            self._timer = self._loop.call_later(wait_s, self._fly)
 
     def _unavailable(self, why: str, wait_s: float) -> None:
         for waiter in self._waiters:
@@ -574,7 +594,7 @@ class Ledger:
         self._batch_lookers, self._batch_durable, self._to_be_durable = [], [], []
 
     def _retry_s(self) -> float:
-        return _RETRY_S[min(max(0, self._failures - 1), len(_RETRY_S) - 1)]
+        return self._breaker.wait_s(self._loop.time()) or _AGAIN_S
 
     def _mark(self, purse: Purse) -> None:
         if not purse.dirty:
@@ -597,16 +617,16 @@ class Ledger:
                 purse.touched_s = now_s
             if purse.tick(now_s):
                 self._mark(purse)
-        if self._failures and now_s >= self._valid_until_s:
+        if self.lost and now_s >= self._valid_until_s:
             self._drop_free()
         while self._waiters and now_s - self._waiters[0].since_s > _PATIENCE_S:
             waiter = self._waiters.popleft()
             if not waiter.future.done():
                 waiter.future.set_exception(Unavailable("The ledger did not answer in time.", 1.0))
-        if self._late and self._flying is None and not self._failures:
+        if self._late and self._flying is None and not self.lost:
             self.run(self._tell_late).add_done_callback(_logged)
         renew = self._leased and now_s - self._started_s > self._settings.lease_s / 3.0
-        if (self._dirty or self._entries or renew) and not self._failures:
+        if (self._dirty or self._entries or renew) and not self.lost:
             self._soon()
         self.on_tick()
 
@@ -659,8 +679,7 @@ class Ledger:
             purse.void()
             purse.dirty = False
         self._leased.clear()
-        self._unavailable("The ledger is being opened again.", 0.2)
-        self._failures = 1  # nothing is promised until it is registered
+        self._unavailable("The ledger is being opened again.", _AGAIN_S)
 
         async def again() -> None:
             wait_s = 0.1
@@ -674,7 +693,6 @@ class Ledger:
                     logger.error("the ledger could not be opened again: %s", error)
                     await asyncio.sleep(wait_s)
                     wait_s = min(5.0, 2.0 * wait_s)
-            self._failures = 0
             self._now()
 
         self._again = self._loop.create_task(again())
