@@ -193,7 +193,7 @@ class Pricer:
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Continue from what `save` returned; budgets that it does not know start anew."""
-        duals = saved.get("duals")
+        duals = saved.get("duals") if isinstance(saved, Mapping) else None
         if not isinstance(duals, Mapping):
             raise SavedStateError("The saved state is not a Pricer's.", field="duals")
         self.unknown_spendings = int(saved.get("unknown_spendings", 0))
@@ -306,9 +306,9 @@ class _Dual:
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Continue from `save`."""
-        if saved.keys() != set(_SAVED):
+        if not isinstance(saved, Mapping) or saved.keys() != set(_SAVED):
             raise SavedStateError(
-                f"The saved price of budget {self.budget.name!r} has {sorted(saved)}, not {sorted(_SAVED)}.",
+                f"The saved price of budget {self.budget.name!r} is {saved!r}, without {sorted(_SAVED)}.",
                 field=self.budget.name,
             )
         for name, value in saved.items():

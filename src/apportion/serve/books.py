@@ -82,8 +82,7 @@ class Sheet:
     def flush(self, now: float) -> None:
         """Tell the pricers what was spent since they were told last."""
         if self._count:
-            # The others are taken to have spent as much: each worker sees its own requests only.
-            n = float(self._ledger.holders) if self._ledger is not None else 1.0
+            n = self._everybody
             cost = Cost(
                 usd=self._usd * n,
                 tokens=self._tokens * n,
@@ -96,6 +95,11 @@ class Sheet:
                 pricer.spend(cost, now, self._value * n)
             self._count = 0
             self._usd = self._tokens = self._server_s = self._value = self._joules = self._gco2 = 0.0
+
+    @property
+    def _everybody(self) -> float:
+        """How many spend: each worker sees its own requests only, and takes the others to have spent as much."""
+        return 1.0 if self._ledger is None else float(self._ledger.holders)
 
     def pays(self, outside: Mapping[str, float], pricers: tuple[Pricer, ...]) -> bool:
         """Whether these are the prices it is made of."""
@@ -115,9 +119,12 @@ class Sheet:
         if not self._pricers:
             return
         if usd is None:
-            cost = Cost(tokens=float(tokens), server_seconds=server_s, requests=1.0)
+            n = self._everybody
+            cost = Cost(
+                tokens=tokens * n, server_seconds=server_s * n, joules=joules * n, gco2=gco2 * n, requests=n
+            )
             for pricer in self._pricers:
-                pricer.spend(cost, now, value_usd)
+                pricer.spend(cost, now, value_usd * n)
             return
         self._count += 1
         self._usd += usd
@@ -158,15 +165,14 @@ class Books:
         """The most of a resource, by place, that one request may take, in smallest parts."""
         for entry in config.all_budgets():
             self._add(entry)
-        self._saved: Mapping[str, str] = saved_prices or {}
+        self._saved: dict[str, str] = dict(saved_prices or {})
         self._lines: dict[tuple[str, str, str, str, str], Lines] = {}
         self._pricers: dict[str, Pricer | None] = {}
         self._sheets: dict[tuple[str, str], Sheet] = {}
         self._previous = previous._pricers if previous is not None else {}
         if previous is not None:
-            self._saved = (
-                previous.saved_prices() | dict(self._saved) if saved_prices else previous.saved_prices()
-            )
+            # Also those that nobody has asked for since the start.
+            self._saved = previous._saved | previous.saved_prices() | self._saved
             for at, sheet in previous._sheets.items():
                 sheet.flush(now)
                 if sheet.pays(self._outside, self._pricers_of(*at)):
