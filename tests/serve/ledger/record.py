@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import Select, delete, select
 
 from apportion.core.budget import Account
 from apportion.serve.ledger.database import Database
@@ -55,8 +55,11 @@ class Record:
             database.dispose()
 
     def rows(self, *columns: Any) -> list[tuple[Any, ...]]:
+        return self.rows_of(select(*columns))
+
+    def rows_of(self, statement: Select[Any]) -> list[tuple[Any, ...]]:
         with self.database.reading.connect() as c:
-            return [tuple(row) for row in c.execute(select(*columns))]
+            return [tuple(row) for row in c.execute(statement)]
 
     def account(self, id: str) -> Account:
         with self.database.reading.connect() as c:
