@@ -15,9 +15,9 @@ from teller import Teller
 from apportion.core.budget import Account, Budget
 from apportion.serve.ledger.database import Database
 from apportion.serve.ledger.definitions import decode
-from apportion.serve.ledger.entries import BankError, Batch, Move
+from apportion.serve.ledger.entries import BankError, Batch, LendingError, Move
 from apportion.serve.ledger.line_tables import lines, stale
-from apportion.serve.ledger.redis_bank import LendingError, RedisBank
+from apportion.serve.ledger.redis_bank import RedisBank
 from apportion.serve.ledger.redis_hash import Change
 from apportion.serve.ledger.schema import accounts, holders
 from apportion.serve.ledger.shared import SharedAccount

@@ -169,8 +169,10 @@ class Database:
         """Recompute every account from the entries; what does not agree: nothing, if all is right."""
         return self._read(lambda c: verify(c, self._store.now_us(c, self._clock_us())))
 
-    def sweep(self) -> None:
-        """Give up holders that are not heard of, and take back what nobody can have promised any more."""
+    def sweep(self) -> float:
+        """Give up holders that are not heard of, and take back what nobody can have promised any more; the record's
+        time, Unix seconds.
+        """
         store = self._store
         now_us = self._read(lambda c: store.now_us(c, self._clock_us()))
         self._swept_us = now_us
@@ -180,6 +182,7 @@ class Database:
         ended = self._read(lambda c: dying.over(c, now_us, self.lease_s, self.forget_s))
         for holder, ids in ended.items():
             self._transact(lambda c: dying.inherit(store, c, holder, self._clock_us(), ids))  # noqa: B023
+        return now_us / US
 
     def _sweep_sometimes(self, now_us: int) -> None:
         if abs(now_us - self._swept_us) < _SWEEP_US:

@@ -23,8 +23,6 @@ stale = Table(
     "stale",
     metadata,
     Column("account", Text, primary_key=True),
-    Column("at_us", BigInteger, nullable=False, comment="when it was last changed"),
-    Column("taken_us", BigInteger, nullable=False, comment="when somebody last began to tell Redis"),
-    Index("stale_taken", "taken_us"),
+    Column("version", BigInteger, nullable=False, comment="another number after each change"),
     comment="accounts that something has changed besides the batches of living workers, as Redis must learn",
 )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Insert, and_, delete, exists, select, update
+from sqlalchemy import ColumnElement, Connection, Insert, and_, delete, exists, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -38,8 +38,6 @@ _NAMESPACE: Final = "redis_namespace"
 _EVERYTHING: Final = ""
 """In place of an account: a line that every holder has to whom somebody else lends, of nothing."""
 _AT_ONCE: Final = 500
-_TAKEN_US: Final = 5 * US
-"""For so long whoever took a stale account is left alone with it."""
 
 
 class Snapshot(NamedTuple):
@@ -105,7 +103,7 @@ class ListeningStore:
         heard.holder, heard.before, heard.live = holder, {}, False
         if ride is not None and ride.holder == holder and row is not None and row.dead_us is None:
             heard.live, heard.charged, heard.repeated = True, {}, row.batch >= ride.number
-            heard.epoch = _along(c, ride, row.seen_us)
+            heard.epoch = _along(c, ride)
         return row
 
     def accounts(self, c: Connection, holder: str, ids: Sequence[str]) -> list[AccountRow]:
@@ -123,14 +121,14 @@ class ListeningStore:
         for id, units in charged.items():
             mine = (lines.c.account == id, lines.c.holder == heard.holder)
             c.execute(update(lines).where(*mine).values(presumed=lines.c.presumed + units))
-        _mark(c, sorted(charged), now_us)
+        _mark(c, sorted(charged))
 
 
 def _spent(state: str) -> int:
     return int(json.loads(state)["spent_units"])
 
 
-def _along(c: Connection, ride: Ride, now_us: int) -> str:
+def _along(c: Connection, ride: Ride) -> str:
     """Draw and strike lines; the epoch in force. While lines are drawn no other epoch can begin: what it would take
     as lent would not have them.
     """
@@ -150,16 +148,17 @@ def _along(c: Connection, ride: Ride, now_us: int) -> str:
         c.execute(on, rows)
     if ride.strike:
         c.execute(delete(lines).where(lines.c.holder == ride.holder, lines.c.account.in_(ride.strike)))
-        _mark(c, ride.doubtful, now_us)
+        _mark(c, ride.doubtful)
     return found
 
 
-def _mark(c: Connection, ids: Sequence[str], now_us: int) -> None:
+def _mark(c: Connection, ids: Sequence[str]) -> None:
     for some in _chunks(sorted(set(ids))):
         marked = _insert(c, stale)
-        again = {"at_us": marked.excluded.at_us, "taken_us": 0}
-        on = marked.on_conflict_do_update(index_elements=["account"], set_=again)
-        c.execute(on, [{"account": id, "at_us": now_us, "taken_us": 0} for id in some])
+        on = marked.on_conflict_do_update(
+            index_elements=["account"], set_={"version": marked.excluded.version}
+        )
+        c.execute(on, [{"account": id, "version": secrets.randbits(62)} for id in some])
 
 
 def _insert(c: Connection, table: Any) -> Any:
@@ -260,10 +259,10 @@ class Lines:
             row = {"account": _EVERYTHING, "holder": holder, "units": 0, "presumed": 0, "dead": False}
             c.execute(_insert(c, lines).values(row).on_conflict_do_nothing())
 
-    def leave(self, holder: str, now_us: int) -> None:
+    def leave(self, holder: str) -> None:
         """Let go of all lines of a holder that is closed."""
         with self._writing() as c:
-            _let_go(c, lines.c.holder == holder, now_us)
+            _let_go(c, lines.c.holder == holder)
 
     def bury(self, now_us: int) -> None:
         """Notice who has died since; let go of lines that nobody can be spending on any more."""
@@ -275,11 +274,11 @@ class Lines:
         with self._writing() as c:
             fresh = and_(lines.c.holder.in_(dead), ~lines.c.dead)
             died = update(lines).where(fresh).values(dead=True).returning(lines.c.account)
-            _mark(c, list(c.execute(died).scalars()), now_us)
+            _mark(c, list(c.execute(died).scalars()))
             for id, holder in over:
-                _let_go(c, and_(lines.c.account == id, lines.c.holder == holder), now_us)
+                _let_go(c, and_(lines.c.account == id, lines.c.holder == holder))
 
-    def orphans(self, now_us: int) -> None:
+    def orphans(self) -> None:
         """Let go of lines of holders that are gone, where whoever closed them did not come to it."""
         known = select(holders.c.holder)
         with self._reading() as c:
@@ -287,7 +286,7 @@ class Lines:
                 c.execute(select(lines.c.holder).distinct().where(~lines.c.holder.in_(known))).scalars()
             )
         for holder in gone:
-            self.leave(holder, now_us)
+            self.leave(holder)
 
     def _over(self, c: Connection, now_us: int) -> list[tuple[str, str]]:
         """Lines of dead holders that have served their time, some at once."""
@@ -312,28 +311,19 @@ class Lines:
 
     # what Redis must learn
 
-    def take_stale(self, now_us: int, most: int = 200) -> list[tuple[str, int]]:
-        """Some accounts that were changed by something else than the batches of living holders, with when that was.
-        Nobody else takes them for a while.
+    def stale(self, most: int) -> list[tuple[str, int]]:
+        """Some accounts that were changed by something else than the batches of living holders, each with a number
+        that is another after each change. In no order, so that two who ask at once seldom get the same.
         """
-        free = stale.c.taken_us <= now_us - _TAKEN_US
         with self._reading() as c:
-            if c.execute(select(stale.c.account).where(free).limit(1)).first() is None:
-                return []
-        with self._writing() as c:
-            some = select(stale.c.account).where(free).order_by(stale.c.taken_us).limit(most)
-            taken = (
-                update(stale).where(stale.c.account.in_(some.scalar_subquery()), free).values(taken_us=now_us)
-            )
-            return [
-                (row.account, row.at_us) for row in c.execute(taken.returning(stale.c.account, stale.c.at_us))
-            ]
+            found = select(stale.c.account, stale.c.version).order_by(func.random()).limit(most)
+            return [(row.account, row.version) for row in c.execute(found)]
 
-    def refreshed(self, taken: Sequence[tuple[str, int]]) -> None:
-        """Redis has learned about these, as they were when they were taken."""
+    def refreshed(self, told: Sequence[tuple[str, int]]) -> None:
+        """Redis has learned about these, as they were when `stale` told of them."""
         with self._writing() as c:
-            for id, at_us in taken:
-                c.execute(delete(stale).where(stale.c.account == id, stale.c.at_us == at_us))
+            for id, version in told:
+                c.execute(delete(stale).where(stale.c.account == id, stale.c.version == version))
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -358,8 +348,8 @@ def _told() -> Iterator[None]:
         raise BankError(f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}") from None
 
 
-def _let_go(c: Connection, which: ColumnElement[bool], now_us: int) -> None:
-    _mark(c, list(c.execute(delete(lines).where(which).returning(lines.c.account)).scalars()), now_us)
+def _let_go(c: Connection, which: ColumnElement[bool]) -> None:
+    _mark(c, list(c.execute(delete(lines).where(which).returning(lines.c.account)).scalars()))
 
 
 def _settle(c: Connection, name: str, value: str) -> None:

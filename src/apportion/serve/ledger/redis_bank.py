@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, Self
 
 from apportion.serve.ledger.bank import Recovery
 from apportion.serve.ledger.database import Database
-from apportion.serve.ledger.entries import BankError, Batch, Entry, Grant, Move, Receipt
+from apportion.serve.ledger.entries import BankError, Batch, Entry, Grant, LendingError, Move, Receipt
 from apportion.serve.ledger.lending import nothing
 from apportion.serve.ledger.lines import Lines, ListeningStore, Ride, Snapshot
 from apportion.serve.ledger.postings import SPENDING
@@ -52,16 +52,6 @@ _IDLE_US: Final = 3600 * US
 """Accounts of which nothing is lent stay in Redis for so long."""
 _TOMB_US: Final = 86400 * US
 """And holders that are gone for so long."""
-
-
-class LendingError(BankError):
-    """The batch is written down for good, but Redis could not be told: nothing was lent. ``receipt`` is what the
-    database said. Both are right: to send the same batch again, and to go on with the next.
-    """
-
-    def __init__(self, why: str, receipt: Receipt) -> None:
-        super().__init__(why)
-        self.receipt = receipt
 
 
 class ConflictError(BankError):
@@ -269,10 +259,10 @@ class RedisBank:
         now_s = self._monotonic()
         seat.seen_s = now_s
         self._holders = max(1, receipt.holders)
-        self._at = (max(round(receipt.now * US), self._now_us()), now_s)
+        self._at = (round(receipt.now * US), now_s)
 
     def _now_us(self) -> int:
-        """The database's clock, as far as is known here; it never runs ahead of it by more than our clock does."""
+        """The database's clock, as far as is known here."""
         at_us, at_s = self._at
         return at_us + max(0, round((self._monotonic() - at_s) * US))
 
@@ -403,54 +393,65 @@ class RedisBank:
     def _gone(self, holder: str) -> None:
         """A holder is closed. If Redis cannot be told now, somebody tells it later."""
         self._seats.pop(holder, None)
-        self._lines.leave(holder, self._now_us())
+        self._lines.leave(holder)
         self._swept_s = float("-inf")
         self._tidy()
 
     def _tidy(self) -> None:
-        """Once a second: see who has died, and tell Redis what has changed in the database besides batches."""
+        """`sweep`, if it is time."""
         now_s = self._monotonic()
         if now_s - self._swept_s < _SWEEP_S:
             return
         self._swept_s = now_s
         try:
-            self._sweep()
-        except EpochLostError:
-            self._epoch = ""
+            self.sweep()
         except BankError as error:  # what was asked for has been done; the next second tries again
             logger.warning("the ledger was not swept: %s", error)
 
-    def _sweep(self) -> None:
-        self._database.sweep()
+    def sweep(self) -> None:
+        """What else happens once a second: see who has died, and tell Redis what has changed in the database besides
+        batches.
+        """
+        self._at = (round(self._database.sweep() * US), self._monotonic())
         now_us = self._now_us()
         self._lines.bury(now_us)
         for _ in range(_ROUNDS):
-            taken = self._lines.take_stale(now_us, _STALE)
-            if not taken:
+            stale = self._lines.stale(_STALE)
+            if not stale:
                 break
-            self._refresh([id for id, _ in taken])
-            self._lines.refreshed(taken)
+            self._refresh([id for id, _ in stale])
+            self._lines.refreshed(stale)
         if self._monotonic() - self._scanned_s >= _SCAN_S:
             self._scanned_s = self._monotonic()
-            self._lines.orphans(now_us)
-            self._forget_idle(now_us)
+            self._lines.orphans()
+            try:
+                self._forget_idle(now_us)
+            except EpochLostError:  # which has forgotten it all
+                self._epoch = ""
 
     def _refresh(self, ids: Sequence[str]) -> None:
         """Tell Redis how these accounts stand in the database, and who is dead."""
         for tries in range(_TRIES):
-            epoch = self._epoch = self._epoch or self._begin()
-            at = dict(zip(ids, self._hash.read(epoch, [_account(id) for id in ids]), strict=True))
-            books = {id: SharedAccount.decode(cell.value) for id, cell in at.items() if cell.value}
-            had = {holder for book in books.values() for holder in book.leases}  # before the dead are let go
-            snapshot = self._learn(epoch, books, list(books), self._now_us())
-            if snapshot is None:
-                return
-            changes = [Change(_account(id), at[id].tag, book.encode()) for id, book in books.items()]
-            changes += self._tombs(epoch, sorted(had - snapshot.counted.keys()))
-            if self._hash.swap(epoch, changes):
-                return
+            try:
+                if self._refreshed(ids):
+                    return
+            except EpochLostError:
+                self._epoch = ""
             self._pause(tries)
         raise ConflictError
+
+    def _refreshed(self, ids: Sequence[str]) -> bool:
+        """Whether nobody else was quicker."""
+        epoch = self._epoch = self._epoch or self._begin()
+        at = dict(zip(ids, self._hash.read(epoch, [_account(id) for id in ids]), strict=True))
+        books = {id: SharedAccount.decode(cell.value) for id, cell in at.items() if cell.value}
+        had = {holder for book in books.values() for holder in book.leases}  # before the dead are let go
+        snapshot = self._learn(epoch, books, list(books), self._now_us())
+        if snapshot is None:
+            return True
+        changes = [Change(_account(id), at[id].tag, book.encode()) for id, book in books.items()]
+        changes += self._tombs(epoch, sorted(had - snapshot.counted.keys()))
+        return self._hash.swap(epoch, changes)
 
     def _tombs(self, epoch: str, dead: Sequence[str]) -> list[Change]:
         """Whoever is dead may have been paused on the way to a change: that must not be made any more."""
