@@ -24,8 +24,8 @@ BUDGETS = (
 
 
 def work(url: str, number: int, start: threading.Barrier, dies: bool) -> tuple[Teller, dict[str, int]]:
-    """Reserve and settle until nothing is left, in an order of its own; some stop in the midst of it. Also what each of its
-    requests has cost.
+    """Reserve and settle until nothing is left, in an order of its own; some stop in the midst of it. Also what each
+    of its requests has cost.
     """
     costs: dict[str, int] = {}
     rng = random.Random(number)

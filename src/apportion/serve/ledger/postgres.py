@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import psycopg
+from psycopg.abc import PQGen
+from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -17,6 +19,8 @@ from apportion.serve.ledger.store import COLUMNS, READS, AccountRow, HolderRow
 
 _CONNECT_S: Final = 3
 _STATEMENT_MS: Final = 5000
+_SILENCE_S: Final = 3.0
+"""So much longer than the server's own limit is waited for it."""
 _PATIENT_MS: Final = 600_000
 _LOCK: Final = 0x6170706F7274
 """Key of the advisory lock around changes of tables."""
@@ -52,6 +56,8 @@ FROM unnest(%b::text[], %b::bigint[], %b::bigint[]) AS n (account, free, reserve
 ON CONFLICT (account, holder) DO UPDATE SET free = excluded.free, reserved = excluded.reserved
 """
 
+_R = TypeVar("_R")
+
 
 class PostgreSQL:
     """A server by URL, with psycopg."""
@@ -75,6 +81,7 @@ class PostgreSQL:
                 "keepalives_count": 3,
             },
         )
+        event.listen(self.engine, "do_connect", _connect)
         event.listen(self.engine, "connect", _connected)
         event.listen(self.engine, "begin", _begin)
 
@@ -99,7 +106,7 @@ class PostgreSQL:
     def insert_entries(self, c: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         # Measured, 200 entries with commit: binary COPY 1.2 ms, JSON 2.4 ms, arrays and executemany 4.7 ms.
         try:
-            driver = cast("psycopg.Connection", c.connection.driver_connection)
+            driver = cast(_Connection, c.connection.driver_connection)
             with driver.cursor() as cursor, cursor.copy(_ENTRIES) as copy:
                 copy.set_types(_TYPES)
                 for row in rows:
@@ -134,12 +141,34 @@ class PostgreSQL:
         return getattr(cause, "sqlstate", None) in _AGAIN
 
 
-def _begin(connection: Connection) -> None:
-    if connection.get_execution_options().get(READS, False):
-        _take_time(connection)
+class _Connection(psycopg.Connection[Any]):
+    """Gives up when the server does not answer at all, as one whose machine is frozen; its own limits are the
+    server's to keep, and end a statement before that.
+    """
+
+    limit_s = _SILENCE_S + _STATEMENT_MS / 1000.0
+
+    def wait(self, gen: PQGen[_R], interval: float = 0.1, timeout: float | None = None) -> _R:
+        try:
+            return super().wait(gen, interval, self.limit_s if timeout is None else timeout)
+        except psycopg.OperationalError:
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self.pgconn.finish()  # what it says later is nobody's any more
+            raise
+
+
+def _connect(dialect: object, entry: object, arguments: list[Any], options: dict[str, Any]) -> _Connection:
+    return _Connection.connect(*arguments, **options)
+
+
+def _begin(c: Connection) -> None:
+    cast(_Connection, c.connection.driver_connection).limit_s = _Connection.limit_s
+    if c.get_execution_options().get(READS, False):
+        _take_time(c)
 
 
 def _take_time(c: Connection) -> None:
+    cast(_Connection, c.connection.driver_connection).limit_s = _SILENCE_S + _PATIENT_MS / 1000.0
     for name in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
         c.exec_driver_sql(f"SET LOCAL {name} = {_PATIENT_MS}")
 
