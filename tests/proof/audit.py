@@ -39,8 +39,6 @@ class Books(NamedTuple):
     booked: int
     presumed: int
     """Reservations that were settled at what they had reserved, because a process had died."""
-    overspent: int
-    lost: int
 
 
 def recover(plan: Plan) -> None:
@@ -96,31 +94,35 @@ def audit(plan: Plan, *, journals_lost: bool = False) -> Books:
     never = {reservation for reservation in billed if reservation not in kinds}
     lost += sum(billed[reservation] for reservation in never)
     overspent = _overspent(plan, written)
-    assert overspent == 0
+    assert overspent == {}
     assert lost == 0, never
     assert not (plan.directory / "too-many").exists(), "more requests were under way than may be"
     database = Database(plan.url, lease_s=plan.lease_s)
     assert database.verify() == []
     database.dispose()
     total = sum(row.tokens for row in written if row.kind != RESERVE)
-    return Books(len(kinds), sum(billed.values()), total, presumed, overspent, lost)
+    return Books(len(kinds), sum(billed.values()), total, presumed)
 
 
-def _overspent(plan: Plan, written: list[Row]) -> int:
-    """The most by which any hard budget that is for ever was passed at any moment, in its smallest parts."""
-    worst = 0
+def _overspent(plan: Plan, written: list[Row]) -> dict[str, int]:
+    """The hard budgets for ever that were passed at any moment, by how much at most, in their smallest parts."""
+    passed: dict[str, int] = {}
     for budget in plan.budgets:
         if not budget.hard or budget.window_s or budget.refill_per_s or budget.resource == "parallel":
             continue
         at = Row._fields.index(budget.resource)
         limit = budget.unit.to_units(budget.amount)
-        spent: dict[str | None, int] = defaultdict(int)
+        spent: dict[str, int] = defaultdict(int)
         for _, together in groupby(written, key=lambda row: row.at_us):  # one transaction or more
             for row in together:
-                if row.kind != RESERVE:
-                    spent[subject_of(budget.scope, row.key, row.team)] += int(row[at])
-            worst = max(worst, *(spent[one] - limit for one in spent if one is not None), 0)
-    return worst
+                subject = subject_of(budget.scope, row.key, row.team)
+                if row.kind != RESERVE and subject is not None:
+                    spent[subject] += int(row[at])
+            for subject, units in spent.items():
+                if units > limit:
+                    account = f"{budget.name}@{subject}"
+                    passed[account] = max(passed.get(account, 0), units - limit)
+    return passed
 
 
 assert RESOURCES[0] == "tokens"
