@@ -282,6 +282,28 @@ async def test_where_it_is_to_refuse_nothing_is_spent_while_the_database_is_lost
     bank.before = False
 
 
+async def test_a_timer_that_goes_off_early_does_not_end_the_tries(make: Make, bank: Flaky) -> None:
+    """Timers of event loops are a millisecond coarse; the breaker is not."""
+    ledger = await make()
+    purse = ledger.purse("ten@all", TEN, "all")
+    bank.before = True
+    with pytest.raises(Unavailable):
+        await ledger.reserve(lines(purse), amounts(1), entry(ledger, 1))
+    for _ in range(400):
+        await asyncio.sleep(0.005)
+        if ledger.lost:
+            break
+    while ledger._flying is not None:
+        await asyncio.sleep(0.001)
+    bank.before = False
+    ledger._fly()
+    for _ in range(400):
+        await asyncio.sleep(0.02)
+        if not ledger.lost:
+            break
+    settle(ledger, await ledger.reserve(lines(purse), amounts(1), entry(ledger, 1)), 1)
+
+
 async def test_a_death_is_recovered_from_the_journal(make: Make, bank: Flaky, tmp_path: Path) -> None:
     ledger = await make(commit_s=0.5)
     purse = ledger.purse("ten@all", TEN, "all")

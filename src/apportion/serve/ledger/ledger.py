@@ -401,7 +401,11 @@ class Ledger:
             self._timer.cancel()
             self._timer = None
         now_s = self._loop.time()
-        if self._flying is not None or not self._breaker.allow(now_s):
+        if self._flying is not None:
+            return
+        if not self._breaker.allow(now_s):
+            if not self._closing:  # timers may go off up to a millisecond early
+                self._timer = self._loop.call_later(self._breaker.wait_s(now_s) + 0.001, self._fly)
             return
         batch = self._batch
         if batch is None:
