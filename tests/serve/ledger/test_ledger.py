@@ -304,6 +304,29 @@ async def test_a_timer_that_goes_off_early_does_not_end_the_tries(make: Make, ba
     settle(ledger, await ledger.reserve(lines(purse), amounts(1), entry(ledger, 1)), 1)
 
 
+async def test_an_overdraft_is_there_for_who_begins_while_something_is_left(make: Make) -> None:
+    """It may take all of it at once; what it did not use covers what was overdrawn, and nobody else begins."""
+    first, second = await make(), await make()
+    over = Budget("over", "usd", 10e-12, overdraft=50e-12)
+    purse, other = first.purse("over@all", over, "all"), second.purse("over@all", over, "all")
+    await first.look([purse])
+    assert purse.left == 60
+    with pytest.raises(Refused) as refused:
+        await first.reserve(lines(purse), amounts(61), entry(first, 61))
+    assert refused.value.left == 60
+    got = await first.reserve(lines(purse), amounts(60), entry(first, 60))
+    with pytest.raises(Refused):
+        await second.reserve(lines(other), amounts(1), entry(second, 1))
+    settle(first, got, 30)
+    assert first.take(lines(purse), amounts(1), entry(first, 1)) is None
+    for ledger, own in ((first, purse), (second, other)):
+        with pytest.raises(Refused) as refused:
+            await ledger.reserve(lines(own), amounts(1), entry(ledger, 1))
+        assert refused.value.left == 0
+    await first.look([purse])
+    assert purse.available == -20
+
+
 async def test_a_death_is_recovered_from_the_journal(make: Make, bank: Flaky, tmp_path: Path) -> None:
     ledger = await make(commit_s=0.5)
     purse = ledger.purse("ten@all", TEN, "all")

@@ -267,6 +267,8 @@ class Ledger:
             cost = spent[spends] if spends != PARALLEL else 0
             purse.reserved -= was
             purse.free += was - cost
+            if purse.available < 0:  # it is overdrawn: what is left of it covers that, and nobody else begins
+                purse.free = 0
             purse.spent += cost
             if not purse.dirty:
                 purse.dirty = True

@@ -30,6 +30,7 @@ class Purse:
         "hard",
         "known",
         "lent",
+        "overdraft",
         "recalled",
         "reserved",
         "resource",
@@ -48,7 +49,8 @@ class Purse:
         self.reserved = 0
         self.spent = 0
         self.available = 0
-        """What the bank could lend when it last answered, the overdraft included; below zero: a soft budget passed."""
+        """What the bank could lend when it last answered, the overdraft included; below zero: overdrawn, or a soft
+        budget passed."""
         self.lent = 0
         """What others had of it unused then."""
         self.wait_s: float | None = None
@@ -66,6 +68,7 @@ class Purse:
         self.budget = budget
         self.resource = budget.resource
         self.hard = budget.hard
+        self.overdraft = budget.unit.to_units(budget.overdraft) if budget.hard else 0
 
     @property
     def left(self) -> int:
@@ -83,7 +86,8 @@ class Purse:
     def answered(self, grant: Grant) -> None:
         """Take in what the bank said."""
         self.free += grant.granted
-        self.available = grant.available
+        available = grant.available
+        self.available = available + self.overdraft if available > 0 else available
         self.lent = grant.lent
         self.wait_s = grant.wait_s
         self.recalled = grant.recall
