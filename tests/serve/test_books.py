@@ -506,7 +506,7 @@ def test_without_budgets_prices_are_those_outside() -> None:
     sheet.spent(1.0, 1, 1.0, 1.0, 0.0)
     assert sheet.prices(0.0) == {"usd": 1.0, "joules": 0.5}
     assert found.sheet("k", "m") is sheet
-    assert found.saved_prices() == {}
+    assert found.saved_prices(101.0) == {}
 
 
 KEYS = (key("k", "red"), key("lone"))
@@ -560,12 +560,12 @@ def test_a_restart_keeps_learned_prices_in_words() -> None:
     before = opened(given)
     spend_ahead(before.sheet("k", "m"))
     price = usd_price(before, "k")
-    saved = before.saved_prices()
+    saved = before.saved_prices(101.0)
     assert set(saved) == {"all", "team:red"}
     after = opened(given, saved_prices=saved)
     assert usd_price(after, "k") == price > usd_price(after, "lone") > 1.0
-    assert {scope: json.loads(text) for scope, text in after.saved_prices().items()} == {
-        scope: json.loads(text) for scope, text in before.saved_prices().items()
+    assert {scope: json.loads(text) for scope, text in after.saved_prices(101.0).items()} == {
+        scope: json.loads(text) for scope, text in before.saved_prices(101.0).items()
     }
 
 
@@ -599,7 +599,7 @@ def test_prices_that_nobody_asked_for_since_the_start_survive_reloads() -> None:
     first = opened(given)
     spend_ahead(first.sheet("k", "m"))
     price = usd_price(first, "k")
-    restarted = opened(given, saved_prices=first.saved_prices())
+    restarted = opened(given, saved_prices=first.saved_prices(101.0))
     once = opened(given, previous=restarted, now=100.0)
     twice = opened(given, previous=once, now=100.0)
     assert usd_price(twice, "k") == price
@@ -611,7 +611,7 @@ def test_what_was_spent_just_before_a_reload_is_told() -> None:
     spend_ahead(before.sheet("k", "m"))
     before.sheet("k", "m").spent(9.0, 1, 1.0, 1.0, 100.0)
     after = opened(given, previous=before, now=100.5)
-    assert json.loads(after.saved_prices()["all"])["duals"]["day"]["fractions"] == pytest.approx(
+    assert json.loads(after.saved_prices(101.0)["all"])["duals"]["day"]["fractions"] == pytest.approx(
         1.4, abs=0.01
     )
 

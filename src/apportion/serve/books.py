@@ -172,9 +172,8 @@ class Books:
         self._previous = previous._pricers if previous is not None else {}
         if previous is not None:
             # Also those that nobody has asked for since the start.
-            self._saved = previous._saved | previous.saved_prices() | self._saved
+            self._saved = previous._saved | previous.saved_prices(now) | self._saved
             for at, sheet in previous._sheets.items():
-                sheet.flush(now)
                 if sheet.pays(self._outside, self._pricers_of(*at)):
                     self._sheets[at] = sheet
         all_ = [b for names in self._budgets.values() for found in names.values() for b in found]
@@ -278,8 +277,10 @@ class Books:
             )
         return self._pricers[subject]
 
-    def saved_prices(self) -> dict[str, str]:
+    def saved_prices(self, now: float) -> dict[str, str]:
         """What is to be remembered of the prices, by scope."""
+        for sheet in self._sheets.values():
+            sheet.flush(now)
         return {s: json.dumps(p.save()) for s, p in self._pricers.items() if p is not None}
 
     def explain_prices(self, now: float) -> dict[str, Any]:
@@ -319,10 +320,9 @@ def left(purses: tuple[Purse, ...]) -> int:
     """The least of what these purses and the bank behind them still allow, in smallest parts, as far as is known
     here.
     """
-    purse = purses[0]
-    least = purse.free + purse.available
+    least = purses[0].left
     for purse in purses[1:]:
-        units = purse.free + purse.available
+        units = purse.left
         if units < least:
             least = units
     return least

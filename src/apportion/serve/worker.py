@@ -11,6 +11,7 @@ import random
 import signal
 import struct
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -70,7 +71,7 @@ class Worker:
         self._watch = Watch(asyncio.get_running_loop())
         self._meters = Meters(Registry(directory / "metrics", index))
         self._records = Records(config.records.decisions, index)
-        opened.ledger.saved_prices = lambda: self.gateway.runtime.books.saved_prices()
+        opened.ledger.saved_prices = lambda: self.gateway.runtime.books.saved_prices(time.time())
         opened.ledger.on_tick = self._refresh
         runtime = Runtime(
             config,

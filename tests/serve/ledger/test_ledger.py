@@ -327,6 +327,37 @@ async def test_an_overdraft_is_there_for_who_begins_while_something_is_left(make
     assert purse.available == -20
 
 
+async def test_the_last_prices_are_saved_although_nothing_else_is_to_be_said(make: Make, bank: Flaky) -> None:
+    ledger = await make()
+    learned = 0
+    ledger.saved_prices = lambda: {"all": str(learned)}
+    purse = ledger.purse("soft@all", Budget("soft", "usd", 3e-12, hard=False), "all")
+
+    async def spend() -> None:
+        nonlocal learned
+        learned += 1
+        settle(ledger, await ledger.reserve(lines(purse), amounts(1), entry(ledger, 1)), 1)
+        await ledger.durable()
+
+    for _ in range(3):
+        await spend()
+    assert bank.database.prices() == {"all": "1"}, "not with every batch"
+    for _ in range(400):
+        await asyncio.sleep(0.01)
+        if bank.database.prices() == {"all": "3"}:
+            break
+    assert bank.database.prices() == {"all": "3"}
+    batches = len(bank.batches)
+    await asyncio.sleep(1.2)
+    assert len(bank.batches) == batches, "and then there is nothing to be said"
+    await spend()
+    await spend()
+    await ledger.close()
+    database = Database(str(bank.database.engine.url))
+    assert database.prices() == {"all": "5"}
+    database.dispose()
+
+
 async def test_a_death_is_recovered_from_the_journal(make: Make, bank: Flaky, tmp_path: Path) -> None:
     ledger = await make(commit_s=0.5)
     purse = ledger.purse("ten@all", TEN, "all")

@@ -51,6 +51,8 @@ _VALID: Final = 0.8
 """Leases are used for this part of the time for which the bank keeps them."""
 _PATIENCE_S: Final = 5.0
 """How long a request waits for the bank."""
+_SAVE_S: Final = 1.0
+"""Prices are saved at most this often."""
 _RECALL_S: Final = 0.05
 _RECALL_EACH_S: Final = 0.002
 _RECALL_FOR_S: Final = 2.0
@@ -168,6 +170,8 @@ class Ledger:
         self._breaker = Breaker(rng, failures=1, max_open_s=_MOST_OPEN_S)
         self._valid_until_s = 0.0
         self._last_s = 0.0
+        self._unsaved = False
+        """Whether prices may have moved since they were saved last."""
         self._closing = False
         self.holders = 1
         """Workers that hold leases of any account, as the bank said last."""
@@ -361,7 +365,7 @@ class Ledger:
         clean = True
         try:
             async with asyncio.timeout(timeout_s):
-                while self._flying is not None or self._batch is not None or self._dirty or self._entries:
+                while self._unsaid:
                     if self._flying is None:
                         await asyncio.sleep(self._breaker.wait_s(self._loop.time()))
                         self._fly()
@@ -382,6 +386,12 @@ class Ledger:
         if clean:
             self._bank.dispose()
         return clean
+
+    @property
+    def _unsaid(self) -> bool:
+        """Whether there is anything that the bank does not know; prices are not worth waiting for it."""
+        under_way = self._flying is not None or self._batch is not None
+        return under_way or bool(self._dirty or self._entries) or (self._unsaved and not self.lost)
 
     # batches
 
@@ -460,9 +470,11 @@ class Ledger:
 
     def _prices(self) -> dict[str, str]:
         now_s = self._loop.time()
-        if now_s - self._last_s < 1.0 and not self._closing:
+        if now_s - self._last_s < _SAVE_S and not self._closing:
+            self._unsaved = True
             return {}
         self._last_s = now_s
+        self._unsaved = False
         return self.saved_prices()
 
     def _landed(self, flight: asyncio.Future[Receipt]) -> None:
@@ -632,7 +644,8 @@ class Ledger:
         if self._late and self._flying is None and not self.lost:
             self.run(self._tell_late).add_done_callback(_logged)
         renew = self._leased and now_s - self._started_s > self._settings.lease_s / 3.0
-        if (self._dirty or self._entries or renew) and not self.lost:
+        save = self._unsaved and now_s - self._last_s >= _SAVE_S
+        if (self._dirty or self._entries or save or renew) and not self.lost:
             self._soon()
         self.on_tick()
 
