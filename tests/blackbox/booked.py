@@ -1,15 +1,18 @@
-"""What the proxy has booked for an endpoint: read in one place, from the metrics and from the ledger."""
+"""What the proxy has booked: the entries of its ledger, which its metrics must agree with."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
 import time
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from .proxy import Gateway
 
 PATIENCE_S = 10.0
+SETTLING = "kind IN (1, 2, 3, 4)"
+"""Entries that say what a reservation came to: settle, release, presume, correct."""
 
 
 class Booked(NamedTuple):
@@ -20,27 +23,21 @@ class Booked(NamedTuple):
     """Pico-dollars."""
     input_tokens: int
     output_tokens: int
-    marks: frozenset[str]
-    """How the amounts are known; empty where only the metrics say them."""
+    marks: frozenset[str] = frozenset()
+    """How the amounts are known: measured, estimated, presumed, unknown."""
 
 
 async def booked(gateway: Gateway, endpoint: str, attempts: int) -> Booked:
-    """The books of ``endpoint`` once ``attempts`` attempts are in them.
-
-    Where the gateway keeps a ledger, the sums of its entries; they must be those of the metrics.
-    """
+    """The books of ``endpoint`` once ``attempts`` attempts are in them, in the ledger as in the metrics."""
     until_s = time.monotonic() + PATIENCE_S
     while True:
-        metrics = await from_metrics(gateway, endpoint)
-        ledger = from_ledger(gateway, endpoint)
-        found = ledger or metrics
-        if found.attempts >= attempts or time.monotonic() > until_s:
+        metrics, ledger = await from_metrics(gateway, endpoint), from_ledger(gateway, endpoint)
+        if (ledger.attempts >= attempts and ledger[:4] == metrics[:4]) or time.monotonic() > until_s:
             break
         await asyncio.sleep(0.05)
-    assert found.attempts == attempts, f"{found} after {PATIENCE_S} s, wanted {attempts} attempts"
-    if ledger is not None:
-        assert ledger[:4] == metrics[:4], "the metrics say something else than the ledger"
-    return found
+    assert ledger.attempts == attempts, f"{ledger} after {PATIENCE_S} s, wanted {attempts} attempts"
+    assert ledger[:4] == metrics[:4], "the metrics say something else than the ledger"
+    return ledger
 
 
 async def from_metrics(gateway: Gateway, endpoint: str) -> Booked:
@@ -55,20 +52,15 @@ async def from_metrics(gateway: Gateway, endpoint: str) -> Booked:
         round(total("apportion_cost_usd_total") * 10**12),
         round(total("apportion_tokens_total", direction="input")),
         round(total("apportion_tokens_total", direction="output")),
-        frozenset(),
     )
 
 
-def from_ledger(gateway: Gateway, endpoint: str) -> Booked | None:
-    """The same from the entries that settle a reservation; None for a gateway that keeps no such file."""
-    file = gateway.directory / ".local" / "state" / "apportion" / "ledger.db"
-    if not file.is_file():
-        return None
-    with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as connection:
-        rows = connection.execute(
-            "SELECT usd, input_tokens, output_tokens, mark FROM entries WHERE endpoint = ? AND kind IN (1, 2, 3, 4)",
-            (endpoint,),
-        ).fetchall()
+def from_ledger(gateway: Gateway, endpoint: str) -> Booked:
+    rows = query(
+        gateway,
+        f"SELECT usd, input_tokens, output_tokens, mark FROM entries WHERE endpoint = ? AND {SETTLING}",
+        endpoint,
+    )
     return Booked(
         len(rows),
         sum(row[0] or 0 for row in rows),
@@ -76,3 +68,23 @@ def from_ledger(gateway: Gateway, endpoint: str) -> Booked | None:
         sum(row[2] for row in rows),
         frozenset(row[3] for row in rows),
     )
+
+
+def attempts_of(gateway: Gateway, request: str) -> list[tuple[str, int | None]]:
+    """Endpoint and pico-dollars of every settled attempt of a request, by its decision id."""
+    rows = query(
+        gateway,
+        f"SELECT endpoint, usd FROM entries WHERE request = ? AND {SETTLING} ORDER BY attempt",
+        request,
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
+def query(gateway: Gateway, statement: str, *values: str) -> Sequence[tuple[Any, ...]]:
+    """Rows of the ledger of a gateway whose home is its own directory."""
+    file = gateway.directory / ".local" / "state" / "apportion" / "ledger.db"
+    connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
+    try:
+        return connection.execute(statement, values).fetchall()
+    finally:
+        connection.close()

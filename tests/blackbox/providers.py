@@ -291,12 +291,25 @@ PROVIDERS = [
         Bill(fresh=311, cached=512, write_5m=256, write_1h=128, said=61, thought=36),
         anthropic,
     ),
+    Provider("anthropic-server-tools", ("messages",), replace(FULL, cached=4096), anthropic),
     Provider("anthropic-plain", ("messages",), Bill(fresh=311, said=97), anthropic),
 ]
 BY_NAME = {provider.name: provider for provider in PROVIDERS}
 
 
 # ----------------------------------------------------------------------------------------------- an answer
+
+
+def server_tools(events: list[shapes.Event], bill: Bill) -> list[shapes.Event]:
+    """Anthropic with tools that it runs itself: the start knows only the first prompt, the end all that was read."""
+    small = {**anthropic(replace(bill, fresh=10, cached=0, write_5m=bill.write_5m // 4)), "output_tokens": 1}
+    out: list[shapes.Event] = []
+    for name, data in _anthropic_events(events, bill):
+        event = json.loads(data)
+        if name == "message_start":
+            event["message"]["usage"] = small
+        out.append((name, json.dumps(event)))
+    return out
 
 
 def told(reply: shapes.Reply, api: str, provider: Provider) -> shapes.Reply:
@@ -311,7 +324,8 @@ def told(reply: shapes.Reply, api: str, provider: Provider) -> shapes.Reply:
         content = {i + (1 if shift else 0) for i in reply.content}
         return replace(reply, body=body, events=[*events, *marks], content=content)
     if api == "messages":
-        return replace(reply, body=body, events=_anthropic_events(reply.events, provider.bill))
+        place = server_tools if provider.name == "anthropic-server-tools" else _anthropic_events
+        return replace(reply, body=body, events=place(reply.events, provider.bill))
     if api == "responses":
         return replace(reply, body=body, events=[_response_event(e, usage) for e in reply.events])
     return replace(reply, body=body)

@@ -9,7 +9,7 @@ import base64
 import json
 import re
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 CREATED = 1_790_000_000
@@ -26,7 +26,7 @@ class Want:
     piece_bytes: int = 0
     """Pad every piece to this many bytes."""
     usage: str = "usual"
-    """usual | absent | on_choice | on_content | every | zero_first: where the stream says its usage."""
+    """usual | absent | on_choice | on_content | every (so far): where the stream says its usage."""
     provider: str = ""
     """Whose words say the usage, with the bill of that name in ``providers``; "" for the plainest."""
     say: object = None
@@ -189,12 +189,14 @@ def chat(request: dict[str, Any], want: Want) -> Reply:
 
     def add(choices: list[Any], usage: dict[str, Any] | None = None, *, is_content: bool = False) -> None:
         chunk: dict[str, Any] = {**base, "object": "chat.completion.chunk", "choices": choices}
-        if want.usage == "every" or usage is not None:
-            chunk["usage"] = usage or chat_usage(a)
-        elif asked and want.usage == "usual":
-            chunk["usage"] = None
         if is_content:
             content.add(len(events))
+        if want.usage == "every":
+            chunk["usage"] = chat_usage(replace(a, tokens_out=len(content)))
+        elif usage is not None:
+            chunk["usage"] = usage
+        elif asked and want.usage == "usual":
+            chunk["usage"] = None
         events.append((None, json.dumps(chunk)))
 
     def delta(i: int, d: dict[str, Any], finish: str | None = None, **kw: Any) -> dict[str, Any]:
@@ -425,6 +427,18 @@ def messages(request: dict[str, Any], want: Want) -> Reply:
         add("message_delta", **last, usage={"output_tokens": a.tokens_out})
     add("message_stop")
     return Reply(a, body, events, content, end)
+
+
+def saying(reply: Reply, usage: object) -> Reply:
+    """``reply`` with ``usage`` in place of every usage object in it."""
+
+    def put(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: usage if k == "usage" and v is not None else put(v) for k, v in value.items()}
+        return [put(v) for v in value] if isinstance(value, list) else value
+
+    events = [(n, d if d == "[DONE]" else json.dumps(put(json.loads(d)))) for n, d in reply.events]
+    return replace(reply, body=put(reply.body), events=events)
 
 
 def encode(event: Event, eol: str = "\n") -> bytes:

@@ -69,6 +69,8 @@ class Seen:
     bill: providers.Bill | None = None
     """What the provider charges for the whole answer, where its words were asked for."""
     done: bool = False
+    holds: bool = False
+    """It has sent what it was to send, and waits for the proxy to go away."""
     gone_at_s: float | None = None
     """When the proxy closed the connection before the answer was complete (monotonic seconds)."""
 
@@ -248,6 +250,7 @@ class Exchange:
 
     async def stall(self) -> None:
         """Say nothing until the proxy goes away."""
+        self.seen.holds = True
         try:
             await asyncio.wait_for(self.connection.gone.wait(), STALL_S)
         finally:
@@ -588,6 +591,52 @@ async def comments_mid(x: Exchange) -> None:
         await x.chunk(b": still here\n\n" if x.stream else b" ")
 
 
+async def _stall_after(x: Exchange, parts: int) -> None:
+    await x.head(200, chunked=True)
+    for i, part in enumerate(x.parts()[:parts]):
+        x.bill(i)
+        await x.chunk(part)
+    await x.stall()
+
+
+@fault("skip", "skip")
+async def stall_after_role(x: Exchange) -> None:
+    """What comes before the first content, and no more."""
+    await _stall_after(x, min(x.reply.content) if x.reply else 0)
+
+
+@fault("skip", "skip")
+async def stall_after_last_token(x: Exchange) -> None:
+    """All of the answer, but not yet that it is finished, nor what it used."""
+    await _stall_after(x, max(x.reply.content) + 1 if x.reply else 0)
+
+
+@fault("skip", "skip")
+async def stall_after_finish(x: Exchange) -> None:
+    """All of the answer and its finish reason; the usage, where it has an event of its own, not yet."""
+    await _stall_after(x, x.reply.end + 1 if x.reply else 0)
+
+
+@fault("skip", "skip")
+async def stall_before_end_mark(x: Exchange) -> None:
+    """Everything but the very last event."""
+    await _stall_after(x, len(x.reply.events) - 1 if x.reply else 0)
+
+
+@fault("skip", "skip")
+async def usage_late(x: Exchange) -> None:
+    """A moment between the finish reason and the usage, as long as a client takes to close."""
+    assert x.reply is not None
+    await x.head(200, chunked=True)
+    for i, part in enumerate(x.parts()):
+        if i == x.reply.end + 1:
+            x.seen.holds = True
+            await asyncio.sleep(2 * SENT_ON_S)
+        x.bill(i)
+        await x.chunk(part)
+    await x.finish()
+
+
 @fault("skip", "skip")
 async def cut_after_role(x: Exchange) -> None:
     """The first event carries no content; what may be done then has a test of its own."""
@@ -826,6 +875,8 @@ class Upstream:
             api = path.rpartition("/v1/")[2].replace("/", "_").removesuffix("_completions")
             x.reply = providers.told(shape(seen.json, replace(want, usage="absent")), api, provider)
             seen.bill = provider.bill
+        if want.say is not None:
+            x.reply = shapes.saying(x.reply, want.say)
         seen.tokens_in = x.reply.answer.tokens_in
         hit = {
             "all": True,

@@ -228,6 +228,7 @@ class Run:
         "cut_s",
         "deadline_cut",
         "job",
+        "reader",
         "route",
         "spoken",
         "started_s",
@@ -245,6 +246,8 @@ class Run:
         self.route = route
         self.spoken = spoken
         self.translation: Translation | None = None
+        self.reader: StreamReader | None = None
+        """Of the stream that was asked for, if one was."""
         self.cut_s = until_s
         """When the answer ends with what there is (``perf_counter``); 0 for never."""
         if cap.cut_s is not None:
@@ -329,7 +332,7 @@ class Run:
             )
         elif self.out_of_time(failure):
             endpoint.circuit.cancelled(started_s=started_s)
-            usage = job.presumed() if failure.sent else None
+            usage = self._worked(failure)
             attempt = job.attempted(
                 "timeout", usage, server_s, started_s, now_s, failure="deadline", http_status=0, censored=True
             )
@@ -357,8 +360,8 @@ class Run:
         """What an endpoint has to be presumed to have produced although nothing of it could be used."""
         if not failure.sent or failure.kind in ("closed", "error"):
             return None
-        if failure.phase == "first_token":
-            return self.job.estimate(0, 0, None)
+        if self.reader is not None:  # a stream would have brought what there was
+            return _produced(self.job, self.reader)
         return self.job.presumed()
 
     def abandoned(self, usage: Usage) -> None:
@@ -490,7 +493,7 @@ async def _open(run: Run, request: bytes) -> Relay:
     relay: Relay | None = None
     try:
         for fresh in (False, True):
-            reader = stream_reader(spoken)
+            reader = run.reader = stream_reader(spoken)
             relay = Relay(
                 loop,
                 run.timeouts,
