@@ -49,7 +49,7 @@ class Snapshot(NamedTuple):
 
 class Ride(NamedTuple):
     """What is to be done in the transaction of a holder's batch: lines to draw and lines to strike, those among them
-    that Redis must learn about.
+    that Redis must learn about; and whether to ``ask`` for the epoch in force.
     """
 
     holder: str
@@ -57,11 +57,20 @@ class Ride(NamedTuple):
     draw: Mapping[str, int]
     strike: Sequence[str]
     doubtful: Sequence[str]
+    ask: bool
+
+
+def entering(holder: str) -> Ride:
+    """What goes along when a holder is registered that is going to be lent to elsewhere: nobody may see it without
+    its line of nothing, and take it for one that the database lends to.
+    """
+    return Ride(holder, 1, {_EVERYTHING: 0}, (), (), ask=False)
 
 
 class Heard(threading.local):
     """What the last transaction of this thread has done. ``charged``: units spent by account. ``repeated``: the batch
-    had been applied before, and what it charged then is not known. ``epoch``: the one in force.
+    had been applied before, and what it charged then is not known. ``epoch``: the one in force, None unless it was
+    asked for.
     """
 
     def __init__(self) -> None:
@@ -71,7 +80,7 @@ class Heard(threading.local):
         self.repeated = False
         self.before: dict[str, str] = {}
         self.charged: dict[str, int] = {}
-        self.epoch = ""
+        self.epoch: str | None = None
 
 
 class ListeningStore:
@@ -90,7 +99,7 @@ class ListeningStore:
     def along(self, ride: Ride) -> Iterator[Heard]:
         """Carry ``ride`` along in what this thread does in the meantime."""
         heard = self._heard
-        heard.ride, heard.charged, heard.repeated = ride, {}, False
+        heard.ride, heard.charged, heard.repeated, heard.epoch = ride, {}, False, None
         try:
             yield heard
         finally:
@@ -128,14 +137,14 @@ def _spent(state: str) -> int:
     return int(json.loads(state)["spent_units"])
 
 
-def _along(c: Connection, ride: Ride) -> str:
+def _along(c: Connection, ride: Ride) -> str | None:
     """Draw and strike lines; the epoch in force. While lines are drawn no other epoch can begin: what it would take
     as lent would not have them.
     """
-    epoch = select(settings.c.value).where(settings.c.name == _EPOCH)
-    if ride.draw:
-        epoch = epoch.with_for_update(read=True)
-    found: str = c.execute(epoch).scalar() or ""
+    found: str | None = None
+    if ride.draw or ride.ask:
+        epoch = select(settings.c.value).where(settings.c.name == _EPOCH)
+        found = c.execute(epoch.with_for_update(read=True) if ride.draw else epoch).scalar() or ""
     if ride.draw:
         rows = [
             {"account": id, "holder": ride.holder, "units": units, "presumed": 0, "dead": False}

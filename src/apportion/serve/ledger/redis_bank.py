@@ -20,7 +20,7 @@ from apportion.serve.ledger.bank import Recovery
 from apportion.serve.ledger.database import Database
 from apportion.serve.ledger.entries import BankError, Batch, Entry, Grant, LendingError, Move, Receipt
 from apportion.serve.ledger.lending import nothing
-from apportion.serve.ledger.lines import Lines, ListeningStore, Ride, Snapshot
+from apportion.serve.ledger.lines import Lines, ListeningStore, Ride, Snapshot, entering
 from apportion.serve.ledger.postings import SPENDING
 from apportion.serve.ledger.redis_hash import Cell, Change, EpochLostError, RedisHash
 from apportion.serve.ledger.shared import SharedAccount
@@ -38,6 +38,8 @@ _WIDE: Final = 2
 _WIDEST: Final = 2**63 - 1
 _STRIKES: Final = 256
 """Lines that are struck with one batch, at most."""
+_ASK_S: Final = 1.0
+"""How often the database is asked whether another Redis lends now; whenever a line is drawn in any case."""
 _LOST: Final = 3
 """So many times in a row a batch may find that Redis has lost everything."""
 _ASK_AGAIN_S: Final = 1.0
@@ -133,14 +135,15 @@ class RedisBank:
         self._at = (0, monotonic())
         """A reading of the database's clock in microseconds, and of ours."""
         self._holders = 1
-        self._swept_s = self._scanned_s = float("-inf")
+        self._asked_s = self._swept_s = self._scanned_s = float("-inf")
         self._cursor = 0
 
     # the bank
 
     def open(self, holder: str, machine: str) -> Receipt:
         """Register a holder. Needs the database only."""
-        receipt = self._database.open(holder, machine)
+        with self._heard.along(entering(holder)):
+            receipt = self._database.open(holder, machine)
         try:
             self._lines.enter(holder)
         except BankError:
@@ -226,7 +229,8 @@ class RedisBank:
         moves = batch.moves if spends else [m for m in batch.moves if m.spent or m.account in undefined]
         bare = [move._replace(free=0, reserved=0, want=0, like=0) for move in moves]
         number = seat.counted + 1
-        ride = Ride(batch.holder, number, draw, strike, doubtful)
+        ask = self._monotonic() - self._asked_s >= _ASK_S
+        ride = Ride(batch.holder, number, draw, strike, doubtful, ask)
         with self._heard.along(ride) as heard:
             receipt = self._database.commit(Batch(batch.holder, number, batch.entries, bare, batch.prices))
         self._told(seat, receipt)
@@ -236,8 +240,9 @@ class RedisBank:
         seat.lines.update(draw)
         for account in strike:
             del seat.lines[account], seat.empty[account], seat.said[account]
-        if heard.epoch != self._epoch:
-            self._epoch = ""
+        if heard.epoch is not None:
+            self._asked_s = self._monotonic()
+            self._epoch = self._epoch if self._epoch == heard.epoch else ""
         seat.said.update((account, move.budget) for account, move in undefined.items())
         # What exactly was charged before, and how a budget is defined now, only the database knows.
         seat.behind.update({move.account: move for move in batch.moves} if heard.repeated else undefined)
