@@ -193,8 +193,8 @@ def ran(
         item.callspec.params["case"]
         for item in request.session.items
         if isinstance(item, pytest.Function)
-        and "case" in getattr(item, "callspec", item).params
         and item.module is request.module
+        and "case" in getattr(getattr(item, "callspec", None), "params", ())
     ]
     cases = list(dict.fromkeys(cases))
     names = {case: f"e{i}" for i, case in enumerate(cases)}

@@ -188,6 +188,18 @@ def test_reasoning_that_is_billed_but_not_sent():
     assert sent.output_tokens(*stream(100)) == 100
 
 
+def test_the_usual_length_of_an_answer():
+    rates = TokenRates("m")
+    for tokens in (100, 200, 300):
+        assert rates.usual_output_tokens is None
+        rates.learn(b"", Usage(9, tokens))
+    rates.learn(b"", Usage(9, 200), *stream(200))
+    assert rates.usual_output_tokens == pytest.approx(200, abs=2)
+    for _ in range(200):
+        rates.learn(b"", Usage(9, 50), *stream(50))
+    assert rates.usual_output_tokens == pytest.approx(50, abs=4), "of late"
+
+
 def test_what_was_counted_here_teaches_nothing():
     rates, fresh = TokenRates("m"), TokenRates("m")
     body = json.dumps({"messages": [{"role": "user", "content": SAMPLES["english"]}]}).encode()

@@ -302,6 +302,8 @@ class TokenRates:
     __slots__ = (
         "_hidden",
         "_next_look",
+        "_output",
+        "_outputs",
         "_per_answer_byte",
         "_per_body_byte",
         "_per_estimate",
@@ -316,6 +318,8 @@ class TokenRates:
         self._per_event = _Ratio()
         self._per_answer_byte = _Ratio()
         self._next_look = 1
+        self._output = 0.0
+        self._outputs = 0
         self._hidden = 0.0
         """Reasoning tokens of an answer that are billed and not sent, on average."""
 
@@ -333,8 +337,11 @@ class TokenRates:
             if known.count >= self._next_look:
                 self._next_look = known.count + min(max(1, known.count // 8), _LOOK_EVERY)
                 self._per_estimate.learn(self._look(body), usage.input_tokens)
-        if usage.output_tokens > 0 and size > 0:
-            self._learn_answer(usage, events, size)
+        if usage.output_tokens > 0:
+            self._outputs += 1
+            self._output += (usage.output_tokens - self._output) * max(1.0 - _MEMORY, 1.0 / self._outputs)
+            if size > 0:
+                self._learn_answer(usage, events, size)
 
     def _learn_answer(self, usage: Usage, events: int, size: int) -> None:
         sent = usage.output_tokens
@@ -349,6 +356,11 @@ class TokenRates:
         self._hidden += (hidden - self._hidden) / known.weight
         if events > 1:
             self._per_event.learn(events, sent)
+
+    @property
+    def usual_output_tokens(self) -> int | None:
+        """Output tokens of an answer, on average of late: for answers of which nothing was seen. None until learned."""
+        return round(self._output) if self._outputs >= _ENOUGH else None
 
     def quick_input_tokens(self, body_bytes: int) -> int:
         """About how many input tokens a request of so many bytes is, for predictions."""
