@@ -79,7 +79,12 @@ async def everywhere(gateway: Gateway, key: str, status: int) -> None:
 
 @pytest.fixture
 def gateway(start: Callable[..., Gateway], small_config: Callable[..., Json], tmp_path: Path) -> Gateway:
-    return start(small_config(ledger={"url": f"sqlite:///{tmp_path / 'ledger.db'}"}), "--workers", "2")
+    budgets = [
+        {"name": "whole", "amount": 10000, "window": "day"},
+        {"name": "own", "amount": 1000, "window": "day", "scope": "key"},
+    ]
+    ledger = {"url": f"sqlite:///{tmp_path / 'ledger.db'}"}
+    return start(small_config(ledger=ledger, budgets=budgets), "--workers", "2")
 
 
 @pytest.fixture
@@ -265,10 +270,18 @@ class TestRoles:
             answer = await send(gateway, "GET", path, key=mallory)
             assert answer.status in (403, 404), (path, answer.status)
             assert b"alice" not in answer.body.replace(b"keys/alice", b"").replace(b"key=alice", b"")
-        for path in ("/apportion/keys/self", "/apportion/spend?by=key"):
+        for path in ("/apportion/keys/self", "/apportion/spend?by=key", "/apportion/prices"):
             answer = await send(gateway, "GET", path, key=mallory)
             assert answer.status == 200
             assert b"alice" not in answer.body
+
+        async def shared(key: str) -> list[Json]:
+            pages = [(await send(gateway, "GET", "/apportion/prices", key=key)).json for _ in range(12)]
+            return [page["scopes"]["all"] for page in pages if "all" in page["scopes"]]
+
+        assert any("why" in said for said in await shared("KEY_ADMIN"))
+        for said in await shared(mallory):
+            assert said.keys() == {"prices", "budgets"}, "not how much of it others have spent"
 
 
 class TestAddresses:
@@ -306,10 +319,11 @@ class TestAddresses:
         """GHSA-x2h6-g9p789: SSRF by ``api_base`` in the body. Strange fields are the upstream's to refuse."""
         marker = upstream.script(new_marker())
         answer = await gateway.post(CHAT, CHAT.request("m", marker, **{field: ELSEWHERE}))
-        assert answer.status == 200
-        (seen,) = upstream.of(marker)
-        assert seen.endpoint == "solo"
-        assert seen.header("authorization") == f"Bearer {SECRETS['UPSTREAM_KEY']}"
+        # A tool server may cost anything, which the hard dollar budget refuses.
+        assert answer.status == (422 if field == "mcp_servers" else 200)
+        for seen in upstream.of(marker):
+            assert seen.endpoint == "solo"
+            assert seen.header("authorization") == f"Bearer {SECRETS['UPSTREAM_KEY']}"
 
     async def test_nothing_that_runs_or_reads_can_be_set(self, gateway: Gateway, database: Path) -> None:
         """CVE-2026-30623, CVE-2026-35029: commands and files by way of the admin API, by its own admins even."""

@@ -225,6 +225,7 @@ def _paths() -> Iterator[tuple[str, Json]]:
         yield prefix + "/models", {"get": _models(prefix)}
         yield prefix + "/models/{id}", {"get": _model(prefix)}
     yield "/apportion/decisions/{id}", {"get": _decision()}
+    yield "/apportion/prices", {"get": _prices()}
     yield from openapi_admin.paths()
     yield from openapi_spend.paths()
     said: Json = {"type": "object", "additionalProperties": {"type": "string"}}
@@ -306,6 +307,15 @@ def _decision() -> Json:
     )
     schema = {"type": "string", "pattern": "^dec_[0-9a-f]{18}$"}
     operation["parameters"] = [_in_path("From the header `x-apportion-decision-id`.", schema)]
+    operation.pop("security")
+    return operation
+
+
+def _prices() -> Json:
+    needed = (errors.AuthenticationError, errors.NotFoundError)
+    operation = _plain("What a unit of each resource costs now", "prices", _ref("schemas", "Prices"), needed)
+    operation["tags"] = ["apportion"]
+    operation["description"] = "Admin keys see the prices of all scopes, other keys those that they pay."
     operation.pop("security")
     return operation
 
@@ -786,6 +796,38 @@ _OWN: Final[dict[str, Json]] = {
             ),
         ]
     },
+    "Prices": _object(
+        {
+            "object": {"const": "apportion.prices"},
+            "now": {"type": "number", "description": "Unix time, seconds."},
+            "outside": {
+                "type": "object",
+                "additionalProperties": {"type": "number"},
+                "description": "What a unit costs outside, in dollars, by resource.",
+            },
+            "scopes": {
+                "type": "object",
+                "additionalProperties": _object(
+                    {
+                        "prices": {"type": "object", "additionalProperties": {"type": "number"}},
+                        "why": {
+                            "type": "array",
+                            "items": _STRING,
+                            "description": "How spending stands; of scopes that are shared, for admin keys only.",
+                        },
+                        "budgets": {"type": "array", "items": _STRING},
+                    },
+                    "prices",
+                    "budgets",
+                ),
+                "description": "What the budgets of each scope add to that.",
+            },
+        },
+        "object",
+        "now",
+        "outside",
+        "scopes",
+    ),
     "Readiness": _object({"status": {"enum": ["ok", "not ready"]}, "why": _STRING}, "status"),
     "Decision": _object(
         {
