@@ -378,6 +378,20 @@ def refused(refusal: Refused) -> errors.GatewayError:
     )
 
 
+def refill_s(purse: Purse, wanted: int, now: float) -> float | None:
+    """When a budget that has less than ``wanted`` may have it again: its window's end, or its refill; None: unknown."""
+    budget = purse.budget
+    if wanted > budget.unit.to_units(budget.amount) + purse.overdraft:
+        return None
+    if budget.refill_per_s is not None:
+        missing = float(budget.unit.from_units(wanted - purse.left))
+        rate = float(budget.refill_per_s)
+        return missing / rate if rate else None
+    if not budget.turns:
+        return purse.wait_s
+    return max(0.0, budget.window(now)[1] - now)
+
+
 def unavailable(error: Unavailable) -> errors.GatewayError:
     """The error that a client gets while the ledger can promise nothing."""
     return errors.LedgerUnavailableError(f"{error}", retry_after_s=error.wait_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Final, TypeVar
 
 import msgspec
@@ -11,6 +12,7 @@ import msgspec
 from apportion.core.decision import Decision
 from apportion.core.option import Option
 from apportion.core.outcome import Status
+from apportion.core.resource import resource
 from apportion.core.state import State
 from apportion.measure.price import TokenPrice
 from apportion.measure.tokens import most_input_tokens
@@ -23,6 +25,7 @@ from apportion.serve.ledger.entries import (
     GCO2,
     JOULES,
     RESERVE,
+    RESOURCES,
     SETTLE,
     TOKENS,
     USD,
@@ -31,7 +34,7 @@ from apportion.serve.ledger.entries import (
 from apportion.serve.ledger.entries import (
     SERVER_SECONDS as SERVER,
 )
-from apportion.serve.ledger.ledger import Reservation, Unavailable
+from apportion.serve.ledger.ledger import Refused, Reservation, Unavailable
 from apportion.serve.ledger.purse import NO_LINES, Lines, Purse
 from apportion.serve.records import Attempt, Record, usd
 from apportion.serve.records import cost as spent
@@ -42,6 +45,8 @@ _BYTES_PER_TOKEN: Final = 4.0
 _UNCAPPED_TOKENS: Final = 16_384
 """Output reserved in a hard dollar budget for a request that neither client nor endpoint caps."""
 _PICO: Final = 10**12
+_LARGEST: Final = 2**62
+"""More than any amount that is believed; what the database can keep."""
 
 
 class Cap:
@@ -319,42 +324,78 @@ class Job:
                 raise books.unavailable(error) from None
 
     def unaffordable(self, routes: Sequence[Route]) -> errors.GatewayError:
-        """Why none of ``routes`` fits the dollar limits, and the least that one would cost."""
+        """Why none of ``routes`` fits the limits on amounts, and the least that one would take."""
+        for route in routes:
+            refusal = self._exhausted(route)
+            if refusal is not None:
+                return books.refused(refusal)
         limit = self.call.constraints.max_usd
-        hard = limit is None
-        if all(not route.priced for route in routes):
+        constraint = "budget" if limit is None else "max_usd"
+        field = None if limit is None else "apportion.max_usd"
+        usd_counts = limit is not None or any(
+            place == USD for route in routes for place, _ in self.lines_of(route).caps
+        )
+        if usd_counts and all(not route.priced for route in routes):
             return errors.UnknownPriceError(
                 f"A hard dollar limit applies and the price of model {self.group.name!r} is unknown.",
-                field=None if hard else "apportion.max_usd",
+                field=field,
                 fix="Give the endpoint a price, or say what to assume (unknown_price).",
-                details={"constraint": "budget" if hard else "max_usd", "best": None},
+                details={"constraint": constraint, "best": None},
             )
         tokens_in = self.tokens_in()
         if tokens_in is None:
             return errors.ConstraintError(
-                "A hard dollar limit applies and the cost of this input cannot be bounded "
+                "A hard limit applies and what this input takes cannot be bounded "
                 "(remote files or images, or tools that the provider runs).",
-                field=None if hard else "apportion.max_usd",
+                field=field,
                 fix="Send the content inline.",
-                details={"constraint": "budget" if hard else "max_usd", "best": None},
+                details={"constraint": constraint, "best": None},
             )
-        out = self.call.n if self.call.api_generates else 0
-        least = min(
-            (p.most_units(tokens_in, out) for p in map(self.price, routes) if p is not None), default=0
-        )
-        details: dict[str, object] = {"constraint": "max_usd", "best": {"max_usd": usd(least)}}
-        said = f"The least this request can be sure to cost at most is ${usd(least)}"
-        if hard:
-            details["constraint"] = "budget"
+        if limit is None:
+            limits = self.runtime.books.per_request
             return errors.BudgetExceededError(
-                f"{said}; the gateway's dollar budgets allow less now.", details=details
+                "What one request may take here allows not even the shortest answer to this one, or an endpoint's "
+                "use of a limited resource is not known.",
+                fix="Send less input, or ask the operator for more.",
+                details={
+                    "constraint": "budget",
+                    "per_request": {
+                        RESOURCES[place]: str(_amount(place, most)) for place, most in limits.items()
+                    },
+                },
             )
+        least = min(self._least(route, USD) or 0 for route in routes)
         return errors.ConstraintError(
-            f"{said}; 'max_usd' is {limit:g}.",
-            field="apportion.max_usd",
+            f"The least this request can be sure to cost at most is ${usd(least)}; 'max_usd' is {limit:g}.",
+            field=field,
             fix=f"Allow at least {usd(least)}.",
-            details=details,
+            details={"constraint": "max_usd", "best": {"max_usd": usd(least)}},
         )
+
+    def _exhausted(self, route: Route) -> Refused | None:
+        """The first account that has not even the least that ``route`` may take, if that is why it cannot answer."""
+        for place, purses in self.lines_of(route).caps:
+            least = self._least(route, place)
+            if least is None:
+                continue
+            for purse in purses:
+                if purse.left < least:
+                    wait_s = books.refill_s(purse, least, self.now)
+                    return Refused(purse, least, max(0, purse.left), wait_s)
+        return None
+
+    def _least(self, route: Route, place: int) -> int | None:
+        """The least of a resource that the request can be sure to take at most; None where that is not known."""
+        tokens_in = self.tokens_in()
+        out = self.call.n if self.call.api_generates else 0
+        if place == USD:
+            price = self.price(route)
+            if price is None or tokens_in is None:
+                return None if route.machine is None else 1
+            return price.most_units(tokens_in, out)
+        if place == TOKENS:
+            return None if tokens_in is None else tokens_in + out
+        return None if route.work(1.0)[place - SERVER] is None else 1
 
     def options(self, routes: list[Route]) -> list[Option]:
         """The routes as options: value of a right answer times quality, and static predictions of the cost."""
@@ -423,7 +464,16 @@ class Job:
         tokens = cap.tokens
         if tokens is None:
             tokens = body + out
-        return (tokens, most, server, joules or 0, gco2 or 0, 0 if self.counted else 1, 1, estimated)
+        return (
+            min(tokens, _LARGEST),
+            min(most, _LARGEST),
+            server,
+            min(joules or 0, _LARGEST),
+            min(gco2 or 0, _LARGEST),
+            0 if self.counted else 1,
+            1,
+            min(estimated, _LARGEST),
+        )
 
     def _entry(self, route: Route, held: tuple[int, ...]) -> Entry:
         key = self.key
@@ -523,6 +573,8 @@ class Job:
         if units is None:
             mark = "unknown"
         tokens = tokens_in + tokens_out
+        if units is not None and units > _LARGEST:
+            units = _LARGEST
         entry = Entry(
             was.reservation,
             SETTLE,
@@ -695,6 +747,10 @@ def _shorter(one: _Number | None, other: _Number | None) -> _Number | None:
     if one is None or (other is not None and other < one):
         return other
     return one
+
+
+def _amount(place: int, units: int) -> Decimal:
+    return resource(RESOURCES[place]).from_units(units)
 
 
 def _seconds(units: int, route: Route, place: int) -> float | None:

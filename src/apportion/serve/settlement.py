@@ -8,6 +8,7 @@ stands, so that no budget can be overspent in between.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sized
 from typing import Final
@@ -17,6 +18,8 @@ from apportion.core.outcome import Outcome
 from apportion.serve.job import Job
 from apportion.serve.meters import Meters
 from apportion.serve.records import Attempt, Records
+
+logger = logging.getLogger("apportion.settlement")
 
 _DELAY_S: Final = 0.004
 _BATCH: Final = 32
@@ -55,27 +58,32 @@ class Settlements:
         if not queue:
             return False
         now = time.time()
-        meters, records = self._meters, self._records
-        meters.in_flight.set(float(len(self._running)))
+        self._meters.in_flight.set(float(len(self._running)))
         for job in queue:
-            attempts = job.attempts
-            for attempt in attempts:
-                if not attempt.settled:
-                    self.attempt(job, attempt, now)
-            job.give_back()
-            done = job.done
-            if done is not None:
-                status, duration_s = done
-                meters.answered(job.call.api, job.group.name, status)
-                route = job.route
-                if route is not None:
-                    route.meters.duration_s.observe(duration_s)
-                    if job.overhead_s is not None:
-                        route.meters.overhead_s.observe(job.overhead_s)
-            records.keep(job.record())
-            if self.on_settled is not None:
-                self.on_settled(job)
+            try:
+                self._job(job, now)
+            except Exception:  # those of the others are settled all the same
+                logger.exception("%s: fault while settling", job.request_id)
         return True
+
+    def _job(self, job: Job, now: float) -> None:
+        meters = self._meters
+        for attempt in job.attempts:
+            if not attempt.settled:
+                self.attempt(job, attempt, now)
+        job.give_back()
+        done = job.done
+        if done is not None:
+            status, duration_s = done
+            meters.answered(job.call.api, job.group.name, status)
+            route = job.route
+            if route is not None:
+                route.meters.duration_s.observe(duration_s)
+                if job.overhead_s is not None:
+                    route.meters.overhead_s.observe(job.overhead_s)
+        self._records.keep(job.record())
+        if self.on_settled is not None:
+            self.on_settled(job)
 
     def attempt(self, job: Job, attempt: Attempt, now: float) -> None:
         """Book one attempt at once (a failed one, before the next is made)."""

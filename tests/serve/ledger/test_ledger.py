@@ -16,6 +16,7 @@ from apportion.serve.ledger.database import Database
 from apportion.serve.ledger.entries import (
     RESERVE,
     SETTLE,
+    TOKENS,
     USD,
     BankError,
     Batch,
@@ -84,6 +85,8 @@ class Flaky:
     def commit(self, batch: Batch) -> Receipt:
         if self.before:
             raise BankError("cut off")
+        if any(entry.team == "poison" for entry in batch.entries):
+            raise ValueError("never")
         receipt = self.database.commit(batch)
         self.batches.append(batch)
         if self.after:
@@ -445,3 +448,69 @@ async def test_a_client_that_leaves_while_it_waits_holds_nothing(make: Make) -> 
 def test_amounts_have_their_places() -> None:
     held: Sequence[int] = amounts(usd=7, requests=1)
     assert held[USD] == 7
+
+
+async def test_units_of_another_resource_are_nobodys(make: Make) -> None:
+    """A budget that keeps its name and changes its resource begins anew."""
+    ledger = await make()
+    purse = ledger.purse("b@all", Budget("b", "usd", 1.0), "all")
+    got = await ledger.reserve(lines(purse), amounts(10**9), entry(ledger, 10**9))
+    settle(ledger, got, 5)
+    running = ledger.take(lines(purse), amounts(7), entry(ledger, 7))
+    assert running is not None
+    other = ledger.purse("b@all", Budget("b", "tokens", 10), "all")
+    assert other is not purse
+    assert other.free == 0
+    with pytest.raises(Refused):
+        await ledger.reserve(lines(other, place=TOKENS), (11, 0, 0, 0, 0, 0, 0, 11), entry(ledger, 0))
+    settle(ledger, running, 7)
+    await ledger.durable()
+
+
+async def test_names_that_are_too_long_for_the_journal_cost_their_tags_and_nobody_else(
+    make: Make, bank: Flaky
+) -> None:
+    ledger = await make()
+    purse = ledger.purse("ten@all", TEN, "all")
+    long_ = entry(ledger, 3)
+    long_.tags = '"' * 1900
+    got = await ledger.reserve(lines(purse), amounts(3), long_)
+    settle(ledger, got, 3)
+    await ledger.durable()
+    assert spent(bank) == 3
+    longer = entry(ledger, 1, user="u" * 3000)
+    with pytest.raises(Unavailable):
+        await ledger.reserve(lines(purse), amounts(1), longer)
+    assert (purse.reserved, purse.left) == (0, 7)
+
+
+async def test_what_the_database_will_never_take_keeps_nobody_waiting(
+    make: Make, bank: Flaky, tmp_path: Path
+) -> None:
+    ledger = await make()
+    purse = ledger.purse("ten@all", TEN, "all")
+    with pytest.raises(Unavailable):
+        ledger.take(lines(purse), amounts(0), entry(ledger, 2**70))
+    poison = entry(ledger, 0, team="poison")
+    assert ledger.take(lines(), amounts(0), poison) is not None
+    for _ in range(600):
+        await asyncio.sleep(0.02)
+        if not ledger.pending and not ledger.lost:
+            break
+    settle(ledger, await ledger.reserve(lines(purse), amounts(3), entry(ledger, 3)), 3)
+    await ledger.durable()
+    assert spent(bank) == 3
+    (refused,) = (tmp_path / "journal").glob("refused-*.jsonl")
+    assert poison.reservation in refused.read_text()
+
+
+async def test_a_worker_that_wakes_from_a_long_stop_asks_again(make: Make) -> None:
+    ledger = await make()
+    purse = ledger.purse("ten@all", TEN, "all")
+    settle(ledger, await ledger.reserve(lines(purse), amounts(5), entry(ledger, 5)), 1)
+    purse.free = 5
+    ledger._valid_until_s = 0.0
+    assert ledger.take(lines(purse), amounts(1), entry(ledger, 1)) is None
+    ledger._mark(purse)
+    purse.free = 0
+    settle(ledger, await ledger.reserve(lines(purse), amounts(9), entry(ledger, 9)), 9)

@@ -11,6 +11,7 @@ import logging
 import random
 import secrets
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,7 @@ from apportion.serve.ledger.entries import (
     Move,
     Receipt,
 )
-from apportion.serve.ledger.journal import Journal, abandoned
+from apportion.serve.ledger.journal import LONGEST, Journal, JournalError, abandoned
 from apportion.serve.ledger.purse import Lines, Purse, take
 
 logger = logging.getLogger("apportion.ledger")
@@ -62,6 +63,9 @@ _AGAIN_S: Final = 0.2
 _MOST_OPEN_S: Final = 5.0
 """The longest pause between two tries to reach the bank."""
 _WAITING: Final = 4096
+_FAULTS: Final = 3
+_MARGIN_BYTES: Final = 160
+"""By how much a settlement may be longer than its reservation."""
 _PER_BATCH: Final = 512
 
 
@@ -167,6 +171,8 @@ class Ledger:
         self._started_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._ticker: asyncio.TimerHandle | None = None
+        self._faults = 0
+        """How often the batch under way has failed although the bank could be reached."""
         self._breaker = Breaker(rng, failures=1, max_open_s=_MOST_OPEN_S)
         self._valid_until_s = 0.0
         self._last_s = 0.0
@@ -195,6 +201,11 @@ class Ledger:
     def purse(self, account: str, budget: Budget, subject: str) -> Purse:
         """The purse of an account, the same for everybody in this worker."""
         found = self._purses.get(account)
+        if found is not None and found.resource != budget.resource:
+            # Units of another resource mean nothing to this one, and the bank begins anew, too.
+            found.retired = True
+            self._leased.discard(found)
+            found = None
         if found is None:
             found = self._purses[account] = Purse(account, budget, subject)
         elif found.budget is not budget and found.budget != budget:
@@ -215,12 +226,13 @@ class Ledger:
         home, slot = self._home, None
         if not home.holder:
             raise Unavailable("The ledger is being opened again.", _AGAIN_S)
-        if take(lines, amounts) is not None:
+        # A worker that was stopped for a while wakes with leases that may be others' by now.
+        if (lines.hard and time.monotonic() >= self._valid_until_s) or take(lines, amounts) is not None:
             return None
         if home.journal is not None:
             try:
-                slot = home.journal.take(_encode(entry))
-            except Exception as error:
+                slot = home.journal.take(_fitting(entry))
+            except (JournalError, OverflowError) as error:
                 for purse, held, _ in lines.hard:
                     purse.free += amounts[held]
                     purse.reserved -= amounts[held]
@@ -282,11 +294,11 @@ class Ledger:
             if not purse.dirty:
                 purse.dirty = True
                 dirty.append(purse)
+        self._entries.append(entry)
         slot = reservation.slot
         if slot is not None and home.journal is not None:
-            home.journal.settle(slot, _encode(entry))
+            home.journal.settle(slot, _fitting(entry))
             self._done.append((home, slot))
-        self._entries.append(entry)
         if self._timer is None:
             self._soon()
 
@@ -442,7 +454,7 @@ class Ledger:
                     if short > 0 and not want:
                         want = short  # of the first for whom there is not enough
                 wants[purse] = (want, total)
-        purses = dict.fromkeys(self._dirty)
+        purses = {purse: None for purse in self._dirty if not purse.retired}
         purses.update(dict.fromkeys(wants))
         for looked, future in self._lookers:
             purses.update(dict.fromkeys(looked))
@@ -495,6 +507,7 @@ class Ledger:
         if self.lost:
             logger.info("the ledger's database answers again")
         self._breaker.ok(self._loop.time())
+        self._faults = 0
         if receipt.expired:
             self._batch, self._batch_purses = None, []
             self._expired()
@@ -589,6 +602,9 @@ class Ledger:
     def _failed(self, error: BaseException | None) -> None:
         if not isinstance(error, BankError):
             logger.error("the ledger's batch failed", exc_info=error)
+            self._faults += 1
+            if self._faults >= _FAULTS:
+                self._set_aside()
         elif not self.lost:
             logger.error("the ledger's database does not answer: %s", error)
         self._breaker.failed(self._loop.time())
@@ -598,6 +614,26 @@ class Ledger:
             self._drop_free()
         if not self._closing:
             self._timer = self._loop.call_later(wait_s, self._fly)
+
+    def _set_aside(self) -> None:
+        """The database will never take this batch: its entries go into a file for people to look at, so that those
+        of everybody else are not kept waiting.
+        """
+        batch = self._batch
+        self._faults = 0
+        if batch is None:
+            return
+        if not batch.entries:  # it is what this worker holds that does not fit: begin anew
+            self._batch, self._batch_purses = None, []
+            self._expired()
+            return
+        if self._settings.journal is not None:
+            path = self._settings.journal / f"refused-{batch.holder}-{batch.number}.jsonl"
+            path.write_bytes(b"".join(msgspec.json.encode(entry) + b"\n" for entry in batch.entries))
+            logger.critical("the database refused %d entries; they are in %s", len(batch.entries), path)
+        else:
+            logger.critical("the database refused %d entries", len(batch.entries))
+        self._batch = batch._replace(entries=[])
 
     def _unavailable(self, why: str, wait_s: float) -> None:
         for waiter in self._waiters:
@@ -635,7 +671,7 @@ class Ledger:
                 purse.touched_s = now_s
             if purse.tick(now_s):
                 self._mark(purse)
-        if self.lost and now_s >= self._valid_until_s:
+        if now_s >= self._valid_until_s:
             self._drop_free()
         while self._waiters and now_s - self._waiters[0].since_s > _PATIENCE_S:
             waiter = self._waiters.popleft()
@@ -718,9 +754,11 @@ class Ledger:
 
     def _tell_old(self, old: _Home, settled: list[tuple[_Home, int]]) -> None:
         """What the journal knows of a former life; its open reservations are told when they settle."""
-        if old.journal is None:
-            return
-        found = [(_decode(r), None if s is None else _decode(s)) for r, s in old.journal.found()]
+        found = (
+            []
+            if old.journal is None
+            else [(_decode(r), None if s is None else _decode(s)) for r, s in old.journal.found()]
+        )
         self._bank.recover(old.holder, found)
         for home, slot in settled:
             if home.journal is not None:
@@ -731,7 +769,7 @@ class Ledger:
     def _settle_late(self, reservation: Reservation, entry: Entry) -> None:
         home, slot = reservation.home, reservation.slot
         if slot is not None and home.journal is not None:
-            home.journal.settle(slot, _encode(entry))
+            home.journal.settle(slot, _fitting(entry))
         self._late.append((home, slot, reservation.entry, entry))
 
     def _tell_late(self) -> None:
@@ -746,6 +784,17 @@ class Ledger:
                 late.pop(0)
         finally:
             self._late = late + self._late
+
+
+def _fitting(entry: Entry) -> bytes:
+    """An entry for the journal; one that is too long loses its tags, here and in the database."""
+    encoded = _encode(entry)
+    if len(encoded) > LONGEST - (_MARGIN_BYTES if entry.kind == RESERVE else 0):
+        entry.tags = ""
+        encoded = _encode(entry)
+    if len(encoded) > LONGEST - (_MARGIN_BYTES if entry.kind == RESERVE else 0):
+        raise JournalError(f"A request whose names take {len(encoded)} bytes is too long for the journal.")
+    return encoded
 
 
 def _retire(old: _Home) -> None:

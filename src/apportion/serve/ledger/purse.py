@@ -34,6 +34,7 @@ class Purse:
         "recalled",
         "reserved",
         "resource",
+        "retired",
         "scope",
         "spent",
         "subject",
@@ -58,6 +59,8 @@ class Purse:
         """Whether the bank has ever answered about it."""
         self.recalled = False
         self.dirty = False
+        self.retired = False
+        """Another budget has taken its name: what it still settles is said to nobody."""
         self.drawn = self.drawn_before = 0
         """Reserved in the present and the last second: what the next one is likely to need."""
         self.touched_s = 0.0
