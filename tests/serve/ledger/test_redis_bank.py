@@ -441,12 +441,12 @@ def test_an_old_snapshot_is_not_believed(replicas: Replicas) -> None:
 
 
 def test_what_a_dead_holder_reserved_is_presumed_and_the_rest_kept(make: Callable[..., Replicas]) -> None:
-    replicas = make(lease_s=30.0, forget_s=1000.0)
+    replicas = make(lease_s=300.0, forget_s=3000.0)
     one = replicas.teller("one")
     one.lease({}, 300)
     assert one.reserve(tokens=80) is not None
     one.say()
-    replicas.wait(31)
+    replicas.wait(301)
     two = replicas.teller("two")
     two.say()
     assert replicas.book("tokens@all").spent_units == 80
@@ -456,8 +456,8 @@ def test_what_a_dead_holder_reserved_is_presumed_and_the_rest_kept(make: Callabl
     (grant,) = two.lease({}, 401)
     assert (grant.granted, grant.available) == (0, 400), "of a line of 600, 80 are spent"
     assert replicas.lent() == {"one": 520}
-    for _ in range(60):
-        replicas.wait(20)
+    for _ in range(16):
+        replicas.wait(200)
         two.say()
     assert replicas.lent() == {}, "it is forgotten"
     assert two.lease({}, 920)[0].granted == 920
@@ -466,22 +466,23 @@ def test_what_a_dead_holder_reserved_is_presumed_and_the_rest_kept(make: Callabl
     replicas.right()
 
 
-def test_the_window_in_which_it_died_ends(replicas: Replicas) -> None:
+def test_the_window_in_which_it_died_ends(make: Callable[..., Replicas]) -> None:
+    replicas = make(lease_s=300.0)
     hourly, parallel = Budget("hourly", "tokens", 1000, window_s=3600), Budget("parallel", "parallel", 10)
     one = replicas.teller("one", hourly, parallel)
     one.lease({}, 5)
     one.say({"hourly@all": (295, 295)})
     assert one.reserve(tokens=80) is not None
     one.say()
-    replicas.wait(31)
+    replicas.wait(301)
     two = replicas.teller("two", hourly, parallel)
     two.lease({}, 1)
     replicas.wait(2)
     two.say()
     assert replicas.lent("hourly@all") == {"one": 220, "two": 1}
     assert replicas.lent("parallel@all") == {"two": 1}, "nothing is under way at a dead worker"
-    for _ in range(180):
-        replicas.wait(20)
+    for _ in range(18):
+        replicas.wait(200)
         two.say()
     assert replicas.lent("hourly@all") == {"two": 1}
     assert two.lease({}, 1)[0].available == 998
