@@ -16,7 +16,7 @@ from .audit import audit
 from .crew import Crew
 from .worker import MOST_TOKENS, USD_UNITS_PER_TOKEN, Plan, Worker
 
-TOKENS = 30_000
+TOKENS = 15_000
 ONE = Budget("one", "tokens", TOKENS, scope="all")
 STORES = ["sqlite", "postgresql", "redis"]
 
