@@ -285,6 +285,24 @@ async def test_where_it_is_to_refuse_nothing_is_spent_while_the_database_is_lost
     bank.before = False
 
 
+async def test_nobody_waits_for_a_database_that_is_known_to_be_lost(make: Make, bank: Flaky) -> None:
+    ledger = await make()
+    purse = ledger.purse("ten@all", TEN, "all")
+    bank.before = True
+    with pytest.raises(Unavailable):
+        await ledger.reserve(lines(purse), amounts(1), entry(ledger, 1))
+    assert ledger.lost
+    for wait in (
+        ledger.durable(),
+        ledger.look([purse]),
+        ledger.reserve(lines(purse), amounts(1), entry(ledger, 1)),
+    ):
+        with pytest.raises(Unavailable) as caught:
+            wait.send(None)
+        assert 0 < caught.value.wait_s <= 5
+    bank.before = False
+
+
 async def test_a_timer_that_goes_off_early_does_not_end_the_tries(make: Make, bank: Flaky) -> None:
     """Timers of event loops are a millisecond coarse; the breaker is not."""
     ledger = await make()

@@ -340,6 +340,8 @@ class Ledger:
 
     async def durable(self) -> None:
         """Wait until everything reserved or settled so far is on disk in the database. Raises `Unavailable`."""
+        if self.lost:
+            raise Unavailable("The ledger's database does not answer.", self._retry_s())
         future: asyncio.Future[None] = self._loop.create_future()
         self._to_be_durable.append(future)
         self._now()
