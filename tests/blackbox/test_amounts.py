@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,10 @@ import pytest
 
 from apportion.serve.records import usd
 
-from .booked import Booked, booked
+from .booked import Booked, booked, query
 from .conftest import KEYS, QUICK, Json, model
-from .dialects import DIALECTS, Dialect
-from .providers import PROVIDERS, Bill, Prices, Provider
+from .dialects import DIALECTS, Dialect, own_error
+from .providers import BY_NAME, PROVIDERS, Bill, Prices, Provider
 from .proxy import Gateway
 from .shapes import Want
 from .upstream import Seen, Upstream, new_marker
@@ -71,6 +72,12 @@ def priced_endpoint(upstream: Upstream, name: str, api: str, **more: Any) -> Jso
     }
 
 
+def pair(provider: str, api: str, client: str, name: str) -> Any:
+    """The streamed and the whole answer of one provider to one kind of client, as a parameter called ``name``."""
+    both = tuple(Case(BY_NAME[provider], api, client, stream) for stream in (True, False))
+    return pytest.param(both, id=name)
+
+
 @dataclass
 class Ran:
     response: Response
@@ -83,11 +90,14 @@ def ran(
     request: pytest.FixtureRequest, upstream: Upstream, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[Case, Ran]:
     """Every case that was selected, through one proxy."""
-    cases = [
-        item.callspec.params["case"]
+    wanted = [
+        getattr(getattr(item, "callspec", None), "params", {})
         for item in request.session.items
-        if isinstance(item, pytest.Function) and item.function is test_booked_equals_billed
+        if isinstance(item, pytest.Function) and item.module is request.module
     ]
+    cases = list(
+        dict.fromkeys(c for p in wanted for c in (*p.get("pair", ()), *([p["case"]] if "case" in p else [])))
+    )
     names = {case: f"e{i}" for i, case in enumerate(CASES)}
     config = {
         "keys": KEYS[:1] + KEYS[2:],
@@ -165,3 +175,79 @@ def client_usage(dialect: Dialect, case: Case, response: Response) -> Json | Non
             next(e.json["response"]["usage"] for e in response.events if e.event == "response.completed")
         )
     return None  # a chat client is told only if it asks
+
+
+# ------------------------------------------------------------------- what other gateways get wrong (field items)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        pair("anthropic", "messages", "messages", "16_streamed_answers_are_not_free"),
+        pair("anthropic", "messages", "chat", "16_streamed_answers_are_not_free_translated"),
+        pair("openrouter", "chat", "chat", "17_usage_in_a_last_chunk_that_has_choices"),
+        pair("mistral", "chat", "chat", "17_usage_in_the_chunk_with_the_finish_reason"),
+        pair("groq", "chat", "chat", "17_usage_in_a_field_of_its_own"),
+        pair("anthropic-server-tools", "messages", "messages", "18_cache_writes_of_server_tools"),
+        pair("anthropic-server-tools", "messages", "chat", "18_cache_writes_of_server_tools_translated"),
+        pair("anthropic", "messages", "responses", "19_cached_input_is_cheap_when_streamed_translated"),
+        pair("openai", "chat", "chat", "19_cached_input_is_cheap_when_streamed"),
+    ],
+)
+def test_field(pair: tuple[Case, Case], ran: dict[Case, Ran]) -> None:
+    """Streamed and whole, the same answer is booked the same amount: the bill, neither nothing nor the full price."""
+    streamed, whole = (ran[case].booked for case in pair)
+    bill = pair[0].provider.bill
+    assert streamed == whole
+    assert streamed.units == bill.units(PRICES) > 0
+    undiscounted = Bill(fresh=bill.input, said=bill.output).units(PRICES)
+    if bill.cached:
+        assert streamed.units != undiscounted
+
+
+async def test_field_21_a_model_of_ones_own_is_not_free(
+    upstream: Upstream, start: Callable[..., Gateway]
+) -> None:
+    """Machine time is booked, to the nanosecond, and a hard budget ends it."""
+    own = priced_endpoint(upstream, "own", "chat", price="unknown", usd_per_hour=3600.0)
+    del own["price"]
+    budget = {"name": "all", "amount": 2.0}
+    keys = KEYS[:1] + KEYS[2:]
+    gateway = start(
+        {"keys": keys, "endpoints": {"own": own}, "models": {"own": model("own")}, "budgets": [budget]}
+    )
+    chat = DIALECTS["chat"]
+    marker = upstream.script(new_marker(), head_delay_s=0.7)
+    answered = 0
+    while (await gateway.post(chat, chat.request("own", marker))).status == 200:
+        answered += 1
+        assert (await booked(gateway, "own", answered)).units >= 0.7e12 * answered
+    assert answered == 2, "a third answer of 0.7 s at a dollar a second does not fit into two dollars"
+    rows = query(gateway, "SELECT usd, server_seconds FROM entries WHERE endpoint = ? AND kind = 1", "own")
+    assert all(units == nanoseconds * 1000 for units, nanoseconds in rows)
+    refused = await gateway.post(chat, chat.request("own", marker))
+    own_error(chat, refused, 402, "budget_exceeded")
+
+
+async def test_field_21_an_unknown_price_is_not_zero(
+    upstream: Upstream, start: Callable[..., Gateway]
+) -> None:
+    """What it costs is said to be unknown; and where dollars are limited, it is refused."""
+    unpriced = priced_endpoint(upstream, "unpriced", "chat", price="unknown")
+    config = {
+        "keys": KEYS[:1] + KEYS[2:],
+        "endpoints": {"unpriced": unpriced},
+        "models": {"m": model("unpriced")},
+    }
+    chat = DIALECTS["chat"]
+    free = start(config)
+    response = await free.post(chat, chat.request("m", new_marker()))
+    assert (response.status, response.header("x-apportion-cost-usd")) == (200, None)
+    assert response.header("x-apportion-cost-mark") == "unknown"
+    found = await booked(free, "unpriced", 1)
+    assert found.marks == {"unknown"}
+    assert found.output_tokens == 8
+    limited = start({**config, "budgets": [{"name": "all", "amount": 1000.0}]})
+    marker = new_marker()
+    own_error(chat, await limited.post(chat, chat.request("m", marker)), 422, "price_unknown")
+    assert upstream.of(marker) == []

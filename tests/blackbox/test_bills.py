@@ -141,7 +141,13 @@ ABSURD = [
     for name in NONSENSE
     for stream in (False, True)
 ]
-CASES = [*LEAVING, *BREAKING, *SILENT, *ABSURD]
+WAITING = [
+    Case(client, api, fault, leaves=True, stream=False)
+    for client, api in [*((c, a) for c, a in WAYS if a != "completions"), ("embeddings", "embeddings")]
+    for fault in ("stall_before_head", "stall_mid")
+]
+"""Clients that leave while they wait for a whole answer."""
+CASES = [*LEAVING, *BREAKING, *SILENT, *ABSURD, *WAITING]
 
 
 @dataclass
@@ -255,6 +261,12 @@ def test_a_client_that_leaves_is_booked_what_was_produced(case: Case, ran: dict[
     check(case, ran[case])
 
 
+@pytest.mark.parametrize("case", [c for c in LEAVING if c.fault == "stall_mid"], ids=str)
+def test_field_20_a_client_that_leaves_is_booked_its_output_too(case: Case, ran: dict[Case, Outcome]) -> None:
+    found = check(case, ran[case])
+    assert found.booked.output_tokens == found.seen[0].tokens_out == 2
+
+
 @pytest.mark.parametrize("case", BREAKING, ids=str)
 def test_an_upstream_that_breaks_off_is_booked_what_it_produced(case: Case, ran: dict[Case, Outcome]) -> None:
     check(case, ran[case])
@@ -267,6 +279,29 @@ def test_an_answer_without_a_usable_usage_is_counted(case: Case, ran: dict[Case,
     assert response.status == 200
     mark = response.header("x-apportion-cost-mark")
     assert mark == ("unknown" if case.stream else "estimated"), "what was counted is said to be"
+
+
+@pytest.mark.parametrize("case", WAITING, ids=str)
+def test_a_client_that_leaves_a_whole_answer_is_not_booked_nothing(
+    case: Case, ran: dict[Case, Outcome]
+) -> None:
+    """Nothing of the answer was seen, so nobody can be exact: it is presumed, marked so, and never free.
+
+    (Field item 20: the provider may bill the full answer.)
+    """
+    found = ran[case]
+    if isinstance(found, Exception):
+        raise found
+    (seen,) = found.seen
+    assert seen.gone_at_s is not None, "the upstream still works for nobody"
+    assert found.booked.input_tokens == pytest.approx(seen.tokens_in, rel=COUNTED)
+    assert found.booked.marks == {"measured", "estimated"}
+    if case.client == "embeddings":
+        assert found.booked.output_tokens == 0
+    else:
+        assert 75 <= found.booked.output_tokens <= 256, (
+            "what such answers take, are allowed or expected to take"
+        )
 
 
 # ----------------------------------------------------------------------------------- several attempts, one request
