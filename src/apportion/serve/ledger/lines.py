@@ -188,14 +188,13 @@ class Lines:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        with self._writing() as c:
+            _settle(c, _EPOCH, "")  # there before anybody looks at it, so that it can be locked
+            _settle(c, _NAMESPACE, secrets.token_hex(6))
+            self.namespace = _setting(c, _NAMESPACE)
+            """A name for this database that no other has."""
 
     # who lends: one memory at a time
-
-    def namespace(self) -> str:
-        """A name for this database that no other has."""
-        with self._writing() as c:
-            _settle(c, _NAMESPACE, secrets.token_hex(6))
-            return _setting(c, _NAMESPACE)
 
     def epoch(self) -> str:
         """The epoch in force; "" before the first."""
@@ -207,7 +206,6 @@ class Lines:
         find that there is nothing to be done and return the same.
         """
         with self._writing() as c:
-            _settle(c, _EPOCH, "")
             mine = settings.c.name == _EPOCH
             before = c.execute(select(settings.c.value).where(mine).with_for_update()).scalar_one() or ""
             epoch = begin(before)
@@ -259,7 +257,6 @@ class Lines:
             holders.c.dead_us.is_(None), holders.c.holder != holder, ~elsewhere
         )
         with self._writing() as c:
-            _settle(c, _EPOCH, "")
             c.execute(select(settings.c.value).where(settings.c.name == _EPOCH).with_for_update())
             if c.execute(here.limit(1)).first() is not None:
                 raise BankError(

@@ -129,7 +129,7 @@ class RedisBank:
         self._sleep = sleep
         self._heard = database.watch(ListeningStore)
         self._lines = Lines(database)
-        self._hash = RedisHash(url, f"apportion:{{{self._lines.namespace()}}}", timeout_s=timeout_s)
+        self._hash = RedisHash(url, f"apportion:{{{self._lines.namespace}}}", timeout_s=timeout_s)
         self._epoch = ""
         self._seats: dict[str, _Seat] = {}
         self._at = (0, monotonic())
