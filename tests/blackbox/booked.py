@@ -1,4 +1,4 @@
-"""What the proxy has booked: the entries of its ledger, which its metrics must agree with."""
+"""What the proxy has booked: the entries of its ledger, and its metrics, which must agree with them."""
 
 from __future__ import annotations
 
@@ -28,31 +28,30 @@ class Booked(NamedTuple):
 
 
 async def booked(gateway: Gateway, endpoint: str, attempts: int) -> Booked:
-    """The books of ``endpoint`` once ``attempts`` attempts are in them, in the ledger as in the metrics."""
+    """The books of ``endpoint`` once ``attempts`` attempts are in them."""
     until_s = time.monotonic() + PATIENCE_S
-    while True:
-        metrics, ledger = await from_metrics(gateway, endpoint), from_ledger(gateway, endpoint)
-        if (ledger.attempts >= attempts and ledger[:4] == metrics[:4]) or time.monotonic() > until_s:
-            break
-        await asyncio.sleep(0.05)
-    assert ledger.attempts == attempts, f"{ledger} after {PATIENCE_S} s, wanted {attempts} attempts"
-    assert ledger[:4] == metrics[:4], "the metrics say something else than the ledger"
-    return ledger
+    while (found := from_ledger(gateway, endpoint)).attempts < attempts and time.monotonic() < until_s:
+        await asyncio.sleep(0.03)
+    assert found.attempts == attempts, f"{found} after {PATIENCE_S} s, wanted {attempts} attempts"
+    return found
 
 
-async def from_metrics(gateway: Gateway, endpoint: str) -> Booked:
+async def check_metrics(gateway: Gateway) -> None:
+    """The metrics say of every endpoint what the ledger says."""
     samples = await gateway.metrics()
 
-    def total(name: str, **labels: str) -> float:
+    def total(name: str, endpoint: str, **labels: str) -> float:
         wanted = [f'{k}="{v}"' for k, v in {"endpoint": endpoint, **labels}.items()]
         return sum(v for k, v in samples.items() if k.startswith(name + "{") and all(w in k for w in wanted))
 
-    return Booked(
-        round(total("apportion_attempts_total")),
-        round(total("apportion_cost_usd_total") * 10**12),
-        round(total("apportion_tokens_total", direction="input")),
-        round(total("apportion_tokens_total", direction="output")),
-    )
+    for (endpoint,) in query(gateway, "SELECT DISTINCT endpoint FROM entries"):
+        said = (
+            round(total("apportion_attempts_total", endpoint)),
+            round(total("apportion_cost_usd_total", endpoint) * 10**12),
+            round(total("apportion_tokens_total", endpoint, direction="input")),
+            round(total("apportion_tokens_total", endpoint, direction="output")),
+        )
+        assert said == from_ledger(gateway, endpoint)[:4], f"the metrics say something else of {endpoint}"
 
 
 def from_ledger(gateway: Gateway, endpoint: str) -> Booked:

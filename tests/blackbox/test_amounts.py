@@ -15,7 +15,7 @@ import pytest
 
 from apportion.serve.records import usd
 
-from .booked import Booked, booked, query
+from .booked import Booked, booked, check_metrics, query
 from .conftest import KEYS, QUICK, Json, model
 from .dialects import DIALECTS, Dialect, own_error
 from .providers import BY_NAME, PROVIDERS, Bill, Prices, Provider
@@ -116,7 +116,9 @@ def ran(
 
     async def run_all() -> dict[Case, Ran]:
         turn = asyncio.Semaphore(8)
-        return dict(zip(cases, await asyncio.gather(*(run(c, turn) for c in cases)), strict=True))
+        outcomes = await asyncio.gather(*(run(c, turn) for c in cases))
+        await check_metrics(gateway)
+        return dict(zip(cases, outcomes, strict=True))
 
     found = asyncio.run(run_all())
     gateway.stop()

@@ -15,7 +15,7 @@ import pytest
 
 from apportion.serve.records import usd
 
-from .booked import Booked, attempts_of, booked
+from .booked import Booked, attempts_of, booked, check_metrics
 from .conftest import KEYS, NEVER_OPEN, Json, model
 from .dialects import DIALECTS
 from .providers import Prices
@@ -222,7 +222,9 @@ def ran(
                 except Exception as error:  # shown by the test of this case
                     return error
 
-        return dict(zip(cases, await asyncio.gather(*map(run, cases)), strict=True))
+        outcomes = await asyncio.gather(*map(run, cases))
+        await check_metrics(gateway)
+        return dict(zip(cases, outcomes, strict=True))
 
     try:
         found = asyncio.run(run_all())
