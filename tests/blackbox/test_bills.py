@@ -320,6 +320,9 @@ def pairs(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Itera
     endpoints: Json = {}
     models: Json = {}
     for api in ("chat", "messages"):
+        running = f"running-{api}"
+        endpoints[running] = priced_endpoint(upstream, running, api, price=PRICES.config(), timeouts=PATIENT)
+        models[running] = model(running)
         for fault in (*FREE, *PAID):
             for way in ("whole", "stream"):
                 name = f"{api}-{fault}-{way}"
@@ -363,3 +366,25 @@ async def test_every_attempt_is_booked_to_the_request_it_was_for(
     assert record["outcome"]["cost_mark"] == ("measured" if fault in FREE else "estimated")
     entries = [(first.endpoint, failed.units), (last.endpoint, answered.units)]
     assert attempts_of(pairs, record["id"]) == entries
+
+
+@pytest.mark.parametrize("api", ["chat", "messages"])
+async def test_a_stream_that_runs_is_booked_until_it_stopped(
+    pairs: Gateway, upstream: Upstream, api: str
+) -> None:
+    """The client leaves in the middle of it: what is produced until the upstream has noticed is a token or two."""
+    dialect = DIALECTS[api]
+    marker = upstream.script(new_marker(), want=Want(words=90, piece_bytes=PIECE), delay_s=0.01)
+    body = dialect.request(f"running-{api}", marker, stream=True)
+    async with await Wire.open(pairs.port) as wire:
+        await wire.send(pairs.bytes_of(dialect, body))
+        events = wire.events(await wire.head())
+        text = ""
+        while "w59" not in text:
+            text += (await anext(events)).data
+        wire.abort()
+    found = await booked(pairs, f"running-{api}", 1)
+    (seen,) = upstream.of(marker)
+    assert 60 <= seen.tokens_out < 90, "the upstream was told to stop"
+    assert 0 <= seen.tokens_out - found.output_tokens <= 1
+    assert found.output_tokens == pytest.approx(seen.tokens_out, rel=COUNTED)

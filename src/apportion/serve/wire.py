@@ -666,11 +666,6 @@ class StreamReader:
         self.output_events = 0
         self.usage_final = False
 
-    @property
-    def output_chars(self) -> int:
-        """The old name of ``output_bytes``."""
-        return self.output_bytes
-
     def event(self, data: Buffer, event_name: bytes | None = None) -> Kind:
         """Read what followed ``data: `` in one event; ``event_name`` is what followed ``event: ``."""
         raise NotImplementedError
