@@ -26,7 +26,6 @@ from apportion.serve.ledger.ledger import (
     Reservation,
     Settings,
     Unavailable,
-    reserve_entry,
 )
 from apportion.serve.ledger.purse import Line, Lines
 
@@ -37,6 +36,21 @@ logger = logging.getLogger(__name__)
 USD_UNITS_PER_TOKEN = 3_000_000
 """Three dollars a million."""
 MOST_TOKENS = 100
+
+
+def reserve_entry(entry: Entry, amounts: Amounts) -> Entry:
+    """A `RESERVE` with these amounts."""
+    tokens, usd, server_seconds, joules, gco2, requests, _ = amounts
+    return msgspec.structs.replace(
+        entry,
+        kind=RESERVE,
+        tokens=tokens,
+        usd=usd,
+        server_seconds=server_seconds,
+        joules=joules,
+        gco2=gco2,
+        requests=requests,
+    )
 
 
 class Plan(NamedTuple):

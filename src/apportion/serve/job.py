@@ -606,6 +606,11 @@ class Job:
             int((attempt.ended_s - attempt.started_s) * 1e6),
         )
         spends = (tokens, units or 0, server, joules or 0, gco2 or 0, was.requests, 0)
+        now_due = self.runtime.newest().books.lines(
+            self.key, self.user, self.session, self.group.name, route.endpoint.name
+        )
+        if now_due is not self.lines:
+            self.runtime.ledger.charge_also(now_due)
         self.runtime.ledger.settle(reservation, spends, entry)
 
     def attempted(

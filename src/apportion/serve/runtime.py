@@ -248,7 +248,9 @@ class Runtime:
             previous=previous.books if previous else None,
             now=time.time(),
         )
+        self._successor: Runtime | None = None
         if previous is not None:
+            previous._successor = self
             for name, endpoint in previous.endpoints.items():
                 if self.endpoints.get(name) is not endpoint:
                     endpoint.close()
@@ -288,6 +290,13 @@ class Runtime:
         """Go over to other keys, teams and budgets of the database; what was verified before is verified anew."""
         self._take_people(people)
         self.books = Books(self.config, self.ledger, previous=self.books, now=time.time())
+
+    def newest(self) -> Runtime:
+        """The runtime that has taken over from this one; itself while none has."""
+        found = self
+        while found._successor is not None:
+            found = found._successor
+        return found
 
     def authenticate(self, headers: Mapping[bytes, bytes]) -> Key:
         """The key of a request: ``Authorization: Bearer`` or ``x-api-key``. Raises ``AuthenticationError``."""

@@ -43,6 +43,12 @@ class ListenError(ApportionError):
     code = "listen"
 
 
+class ReloadError(ApportionError):
+    """The configuration is right, but a running proxy cannot go over to it."""
+
+    code = "reload"
+
+
 class Ready(NamedTuple):
     """What is told when the proxy answers."""
 
@@ -341,11 +347,25 @@ def _read(path: Path, before: Config) -> tuple[Config, Prices]:
         config = msgspec.structs.replace(
             config, auth=msgspec.structs.replace(config.auth, required=before.auth.required)
         )
+    _same_resources(before, config)
     for name in ("records", "otel", "ledger"):
         if getattr(config, name) != getattr(before, name):
             logger.warning("%s takes effect at the next start only", name)
             config = msgspec.structs.replace(config, **{name: getattr(before, name)})
     return config, all_prices(config)
+
+
+def _same_resources(before: Config, after: Config) -> None:
+    """A budget that keeps its name keeps its resource: what is spent and held of one means nothing to the other."""
+    known = {budget.name: budget.resource for budget in before.all_budgets()}
+    for budget in after.all_budgets():
+        was = known.get(budget.name, budget.resource)
+        if was != budget.resource:
+            raise ReloadError(
+                f"The budget {budget.name!r} was in {was} and cannot become one in {budget.resource} while it runs.",
+                field="budgets",
+                fix="Give it another name.",
+            )
 
 
 def _changes(before: Config, after: Config) -> list[str]:

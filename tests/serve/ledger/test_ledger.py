@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import text
 
 from apportion.core.budget import Budget
+from apportion.serve.ledger.bank import Recovery
 from apportion.serve.ledger.database import Database
 from apportion.serve.ledger.entries import (
     RESERVE,
@@ -24,6 +26,7 @@ from apportion.serve.ledger.entries import (
     LendingError,
     Receipt,
 )
+from apportion.serve.ledger.journal import Journal
 from apportion.serve.ledger.ledger import Ledger, Refused, Reservation, Settings, Unavailable
 from apportion.serve.ledger.purse import Line, Lines, Purse
 
@@ -94,6 +97,11 @@ class Flaky:
         if self.lending_lost:
             raise LendingError("nobody lends", receipt)
         return receipt
+
+    def recover(self, holder: str, found: Sequence[tuple[Entry, Entry | None]]) -> Recovery:
+        if any(reserved.team == "poison" for reserved, _ in found):
+            raise ValueError("never")
+        return self.database.recover(holder, found)
 
     def __getattr__(self, name: str) -> Any:
         if self.before:
@@ -509,15 +517,19 @@ async def test_what_the_database_will_never_take_keeps_nobody_waiting(
     purse = ledger.purse("ten@all", TEN, "all")
     with pytest.raises(Unavailable):
         ledger.take(lines(purse), amounts(0), entry(ledger, 2**70))
+    beside = await ledger.reserve(lines(purse), amounts(4), entry(ledger, 4))
+    await ledger.durable()
     poison = entry(ledger, 0, team="poison")
     assert ledger.take(lines(), amounts(0), poison) is not None
+    settle(ledger, beside, 2)
     for _ in range(600):
         await asyncio.sleep(0.02)
         if not ledger.pending and not ledger.lost:
             break
     settle(ledger, await ledger.reserve(lines(purse), amounts(3), entry(ledger, 3)), 3)
     await ledger.durable()
-    assert spent(bank) == 3
+    assert spent(bank) == 5, "what others settled at that moment is written down"
+    assert purse.left == 5
     (refused,) = (tmp_path / "journal").glob("refused-*.jsonl")
     assert poison.reservation in refused.read_text()
 
@@ -532,3 +544,29 @@ async def test_a_worker_that_wakes_from_a_long_stop_asks_again(make: Make) -> No
     ledger._mark(purse)
     purse.free = 0
     settle(ledger, await ledger.reserve(lines(purse), amounts(9), entry(ledger, 9)), 9)
+
+
+async def test_a_damaged_amount_in_a_journal_stops_nobody(make: Make, bank: Flaky, tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    journal = Journal(tmp_path / "journal", "dead")
+    bank.database.open("dead", "here")
+    ledger = await make()
+    huge, good = entry(ledger, 2**63 + 5), entry(ledger, 3)
+    for each in (huge, good):
+        journal.take(msgspec.msgpack.encode(each))
+    journal.close()
+    other = await make()
+    assert spent(bank) == 2**62 + 3
+    await other.durable()
+
+
+async def test_a_smaller_budget_takes_idle_leases_back(make: Make) -> None:
+    ledger = await make()
+    purse = ledger.purse("b@all", Budget("b", "usd", 100e-12), "all")
+    settle(ledger, await ledger.reserve(lines(purse), amounts(30), entry(ledger, 30)), 5)
+    await ledger.durable()
+    smaller = ledger.purse("b@all", Budget("b", "usd", 10e-12), "all")
+    assert smaller is purse
+    with pytest.raises(Refused) as refused:
+        await ledger.reserve(lines(purse), amounts(6), entry(ledger, 6))
+    assert refused.value.left == 5

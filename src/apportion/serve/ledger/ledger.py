@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from apportion.core.budget import Budget
-from apportion.serve.ledger.bank import Bank
+from apportion.serve.ledger.bank import Bank, Recovery
 from apportion.serve.ledger.breaker import Breaker
 from apportion.serve.ledger.entries import (
     NOTHING,
@@ -31,7 +31,6 @@ from apportion.serve.ledger.entries import (
     RESERVE,
     RESOURCES,
     SETTLE,
-    Amounts,
     BankError,
     Batch,
     Entry,
@@ -60,6 +59,7 @@ _RECALL_FOR_S: Final = 2.0
 """How long a request asks again for what lies unused in other workers' purses (what is idle goes back within that
 time), and how far apart: the more workers, the further, so that they do not all stand in line for one account."""
 _AGAIN_S: Final = 0.2
+_LARGEST: Final = 2**62
 _MOST_OPEN_S: Final = 5.0
 """The longest pause between two tries to reach the bank."""
 _WAITING: Final = 4096
@@ -103,6 +103,9 @@ class _Home(NamedTuple):
 
     holder: str
     journal: Journal | None
+
+
+_Late = tuple[_Home, int | None, Entry, Entry]
 
 
 class Reservation:
@@ -158,7 +161,7 @@ class Ledger:
         self._dirty: list[Purse] = []
         self._entries: list[Entry] = []
         self._done: list[tuple[_Home, int]] = []
-        self._late: list[tuple[_Home, int | None, Entry, Entry]] = []
+        self._late: list[_Late] = []
         self._waiters: deque[_Waiter] = deque()
         self._lookers: list[tuple[Sequence[Purse], asyncio.Future[None]]] = []
         self._to_be_durable: list[asyncio.Future[None]] = []
@@ -211,6 +214,9 @@ class Ledger:
         elif found.budget is not budget and found.budget != budget:
             found.define(budget)
             found.known = False
+            if found.free:  # lent of another budget: the bank lends anew
+                found.free = 0
+                self._mark(found)
         return found
 
     def reservation_id(self) -> str:
@@ -302,6 +308,11 @@ class Ledger:
         if self._timer is None:
             self._soon()
 
+    def charge_also(self, lines: Lines) -> None:
+        """The next batch charges these accounts, too: budgets that became known after the reservation was made."""
+        for purse, _, _ in (*lines.hard, *lines.soft):
+            self._mark(purse)
+
     def release(self, reservation: Reservation) -> None:
         """Give a reservation back: it has cost nothing."""
         entry = msgspec.structs.replace(
@@ -388,7 +399,8 @@ class Ledger:
                         await asyncio.wait((flying,))
                         await asyncio.sleep(0)
                 if self._late:
-                    await self.run(self._tell_late)
+                    late, self._late = self._late, []
+                    await self.run(lambda: self._tell_late(late))
                 if not any(purse.reserved for purse in self._leased):
                     await self.run(lambda: self._bank.close(self._home.holder))
         except (TimeoutError, BankError) as error:
@@ -448,6 +460,8 @@ class Ledger:
                 break
             waiter.asked = True
             for purse, place, _ in waiter.lines.hard:
+                if purse.retired:
+                    continue
                 amount = waiter.amounts[place]
                 want, total = wants.get(purse, (0, 0))
                 if amount:
@@ -459,7 +473,7 @@ class Ledger:
         purses = {purse: None for purse in self._dirty if not purse.retired}
         purses.update(dict.fromkeys(wants))
         for looked, future in self._lookers:
-            purses.update(dict.fromkeys(looked))
+            purses.update(dict.fromkeys(purse for purse in looked if not purse.retired))
             self._batch_lookers.append(future)
         moves: list[Move] = []
         for purse in purses:
@@ -526,7 +540,7 @@ class Ledger:
                 purse.free = 0
                 again = True
                 self._mark(purse)
-            if purse.idle:
+            if purse.idle or purse.retired:
                 self._leased.discard(purse)
             else:
                 self._leased.add(purse)
@@ -564,6 +578,9 @@ class Ledger:
         recall = False
         for waiter in waiting:
             if waiter.future.done():  # its client went away
+                continue
+            if any(purse.retired for purse, _, _ in waiter.lines.hard):
+                waiter.future.set_exception(Unavailable("A budget was replaced in the meantime.", _AGAIN_S))
                 continue
             try:
                 found = self.take(waiter.lines, waiter.amounts, waiter.entry)
@@ -618,24 +635,12 @@ class Ledger:
             self._timer = self._loop.call_later(wait_s, self._fly)
 
     def _set_aside(self) -> None:
-        """The database will never take this batch: its entries go into a file for people to look at, so that those
-        of everybody else are not kept waiting.
+        """The database will never take this batch as it is. A new life begins, and the old one's journal is told entry
+        by entry, so that what does not fit keeps nobody else waiting.
         """
-        batch = self._batch
-        self._faults = 0
-        if batch is None:
-            return
-        if not batch.entries:  # it is what this worker holds that does not fit: begin anew
-            self._batch, self._batch_purses = None, []
-            self._expired()
-            return
-        if self._settings.journal is not None:
-            path = self._settings.journal / f"refused-{batch.holder}-{batch.number}.jsonl"
-            path.write_bytes(b"".join(msgspec.json.encode(entry) + b"\n" for entry in batch.entries))
-            logger.critical("the database refused %d entries; they are in %s", len(batch.entries), path)
-        else:
-            logger.critical("the database refused %d entries", len(batch.entries))
-        self._batch = batch._replace(entries=[])
+        batch, self._batch, self._batch_purses, self._faults = self._batch, None, [], 0
+        if batch is not None:
+            self._expired([*batch.entries, *self._entries])
 
     def _unavailable(self, why: str, wait_s: float) -> None:
         for waiter in self._waiters:
@@ -680,7 +685,10 @@ class Ledger:
             if not waiter.future.done():
                 waiter.future.set_exception(Unavailable("The ledger did not answer in time.", 1.0))
         if self._late and self._flying is None and not self.lost:
-            self.run(self._tell_late).add_done_callback(_logged)
+            late, self._late = self._late, []
+            self.run(lambda: self._tell_late(late)).add_done_callback(
+                lambda done: self._told_late(done, late)
+            )
         renew = self._leased and now_s - self._started_s > self._settings.lease_s / 3.0
         save = self._unsaved and now_s - self._last_s >= _SAVE_S
         if (self._dirty or self._entries or save or renew) and not self.lost:
@@ -709,8 +717,7 @@ class Ledger:
             return
         for left in abandoned(self._settings.journal):
             try:
-                found = [(_decode(r), None if s is None else _decode(s)) for r, s in left.found]
-                done = self._bank.recover(left.holder, found)
+                done = self._recover(left.holder, left.found)
             except BankError:
                 left.release()
                 raise
@@ -722,7 +729,39 @@ class Ledger:
                     done.presumed,
                 )
 
-    def _expired(self) -> None:
+    def _recover(self, holder: str, found: Iterable[tuple[bytes, bytes | None]]) -> Recovery:
+        """Tell the bank what a journal knows; what it will never take is kept in a file for people to look at."""
+        pairs = [(_bounded(_decode(r)), None if s is None else _bounded(_decode(s))) for r, s in found]
+        return self._recover_pairs(holder, pairs)
+
+    def _recover_pairs(self, holder: str, pairs: list[tuple[Entry, Entry | None]]) -> Recovery:
+        try:
+            return self._bank.recover(holder, pairs)
+        except BankError:
+            raise
+        except Exception:
+            logger.exception("the journal of %s as a whole was refused; it is told one by one", holder)
+        settled = presumed = known = 0
+        refused: list[tuple[Entry, Entry | None]] = []
+        for pair in pairs:
+            try:
+                one = self._bank.recover(holder, [pair])
+            except BankError:
+                raise
+            except Exception:
+                refused.append(pair)
+            else:
+                settled, presumed, known = settled + one[0], presumed + one[1], known + one[2]
+        if refused:
+            logger.critical("the database refused %d reservations of %s", len(refused), holder)
+            if self._settings.journal is not None:
+                path = self._settings.journal / f"refused-{holder}.jsonl"
+                with path.open("ab") as file:
+                    file.writelines(msgspec.json.encode(pair) + b"\n" for pair in refused)
+                logger.critical("they are in %s", path)
+        return Recovery(settled, presumed, known)
+
+    def _expired(self, pending: Sequence[Entry] = ()) -> None:
         """The bank had given this worker up (it was paused or cut off for too long): it starts as a new one."""
         logger.warning("the ledger's database had given this worker up; its open reservations are told anew")
         old, settled = self._home, [*self._batch_done, *self._done]
@@ -744,7 +783,7 @@ class Ledger:
                 try:
                     if not self._home.holder:
                         await self._register()
-                    await self.run(lambda: self._tell_old(old, settled))
+                    await self.run(lambda: self._tell_old(old, settled, pending))
                     break
                 except BankError as error:
                     logger.error("the ledger could not be opened again: %s", error)
@@ -754,14 +793,16 @@ class Ledger:
 
         self._again = self._loop.create_task(again())
 
-    def _tell_old(self, old: _Home, settled: list[tuple[_Home, int]]) -> None:
-        """What the journal knows of a former life; its open reservations are told when they settle."""
-        found = (
-            []
-            if old.journal is None
-            else [(_decode(r), None if s is None else _decode(s)) for r, s in old.journal.found()]
-        )
-        self._bank.recover(old.holder, found)
+    def _tell_old(self, old: _Home, settled: list[tuple[_Home, int]], pending: Sequence[Entry] = ()) -> None:
+        """What the journal knows of a former life, or without one what was ``pending``; its open reservations are
+        told when they settle.
+        """
+        if old.journal is not None:
+            self._recover(old.holder, old.journal.found())
+        else:
+            ends = {entry.reservation: entry for entry in pending if entry.kind != RESERVE}
+            begun = [entry for entry in pending if entry.kind == RESERVE]
+            self._recover_pairs(old.holder, [(entry, ends.get(entry.reservation)) for entry in begun])
         for home, slot in settled:
             if home.journal is not None:
                 home.journal.free(slot)
@@ -774,18 +815,20 @@ class Ledger:
             home.journal.settle(slot, _fitting(entry))
         self._late.append((home, slot, reservation.entry, entry))
 
-    def _tell_late(self) -> None:
-        late, self._late = self._late, []
-        try:
-            while late:
-                home, slot, reserved, settled = late[0]
-                self._bank.recover(home.holder, [(reserved, settled)])
-                if slot is not None and home.journal is not None:
-                    home.journal.free(slot)
-                    _retire(home)
-                late.pop(0)
-        finally:
-            self._late = late + self._late
+    def _tell_late(self, late: list[_Late]) -> None:
+        """Settlements of former lives; those that were told are taken from ``late``."""
+        while late:
+            home, slot, reserved, settled = late[0]
+            self._recover_pairs(home.holder, [(reserved, settled)])
+            if slot is not None and home.journal is not None:
+                home.journal.free(slot)
+                _retire(home)
+            late.pop(0)
+
+    def _told_late(self, done: asyncio.Future[None], late: list[_Late]) -> None:
+        self._late = late + self._late
+        if not done.cancelled() and done.exception() is not None:
+            logger.error("settlements of a former life wait on: %s", done.exception())
 
 
 def _fitting(entry: Entry) -> bytes:
@@ -805,24 +848,13 @@ def _retire(old: _Home) -> None:
         old.journal.close()
 
 
-def _logged(work: asyncio.Future[None]) -> None:
-    if not work.cancelled() and work.exception() is not None:
-        logger.error("settlements of a former life wait on: %s", work.exception())
+def _bounded(entry: Entry) -> Entry:
+    """An entry whose amounts a database can keep, whatever was written into a journal."""
+    for name in RESOURCES[:-1]:
+        amount = getattr(entry, name)
+        if amount is not None and abs(amount) > _LARGEST:
+            setattr(entry, name, _LARGEST if amount > 0 else -_LARGEST)
+    return entry
 
 
-def reserve_entry(entry: Entry, amounts: Amounts) -> Entry:
-    """A `RESERVE` with these amounts."""
-    tokens, usd, server_seconds, joules, gco2, requests, _ = amounts
-    return msgspec.structs.replace(
-        entry,
-        kind=RESERVE,
-        tokens=tokens,
-        usd=usd,
-        server_seconds=server_seconds,
-        joules=joules,
-        gco2=gco2,
-        requests=requests,
-    )
-
-
-__all__ = ["SETTLE", "Ledger", "Refused", "Reservation", "Settings", "Unavailable", "reserve_entry"]
+__all__ = ["SETTLE", "Ledger", "Refused", "Reservation", "Settings", "Unavailable"]

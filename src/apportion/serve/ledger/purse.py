@@ -104,7 +104,7 @@ class Purse:
     def tick(self, now_s: float) -> bool:
         """A second has passed; True if something free is to go back."""
         self.drawn_before, self.drawn = self.drawn, 0
-        if not self.free or not self.hard:
+        if not self.free:
             return False
         if self.recalled or now_s - self.touched_s >= _KEEP_S:
             self.free = 0

@@ -55,6 +55,8 @@ class SQLite:
         self._in_memory = path is None
         if path is not None:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Digests of keys and names of end users are in it: it is this user's alone.
+            path.touch(mode=0o600)
         self.engine: Engine = create_engine(
             URL.create("sqlite+pysqlite", database=None if path is None else str(path)),
             connect_args={"timeout": _BUSY_S, "isolation_level": None, "check_same_thread": False},
