@@ -390,7 +390,9 @@ class TestPepper:
             find_pepper(engine, None)
 
     def test_in_postgresql_or_as_configured(self, engine: Engine) -> None:
-        assert find_pepper(engine, "as configured") == b"as configured"
+        assert find_pepper(engine, "as it was configured") == b"as it was configured"
+        with pytest.raises(PepperError, match="16 characters"):
+            find_pepper(engine, "pepper")
         assert find_pepper(engine, None) == find_pepper(engine, None)
 
     def test_in_memory_it_ends_with_the_process(self) -> None:

@@ -566,7 +566,8 @@ class Auth(Struct, frozen=True, kw_only=True):
         Secret | None,
         Meta(
             description="Key of the hash that keys made with `apportion keys` are stored as, the same for "
-            "all replicas. Left out: made at the first start and kept in the books."
+            "all replicas. Left out: made at the first start and kept in a file `pepper` beside an SQLite "
+            "database, or in PostgreSQL itself, which is weaker."
         ),
     ] = None
     user_header: Annotated[

@@ -22,6 +22,7 @@ from apportion.serve.ledger.people_tables import settings
 
 FILE: Final = "pepper"
 _BYTES: Final = 32
+_LEAST: Final = 16
 
 
 class PepperError(ApportionError):
@@ -38,6 +39,12 @@ def fingerprint(pepper: bytes) -> str:
 def find_pepper(engine: Engine, configured: str | None) -> bytes:
     """The pepper of the database behind ``engine``; made if there is none yet. Raises `PepperError`."""
     if configured is not None:
+        if len(configured) < _LEAST:
+            raise PepperError(
+                f"The pepper has fewer than {_LEAST} characters.",
+                field="auth.pepper",
+                fix="Make one with: openssl rand -hex 32.",
+            )
         return configured.encode()
     if engine.dialect.name == "sqlite":
         file = engine.url.database
