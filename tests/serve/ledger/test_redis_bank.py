@@ -477,7 +477,7 @@ def test_the_window_in_which_it_died_ends(make: Callable[..., Replicas]) -> None
     replicas.wait(301)
     two = replicas.teller("two", hourly, parallel)
     two.lease({}, 1)
-    replicas.wait(2)
+    replicas.wait(11)
     two.say()
     assert replicas.lent("hourly@all") == {"one": 220, "two": 1}
     assert replicas.lent("parallel@all") == {"two": 1}, "nothing is under way at a dead worker"
@@ -640,6 +640,13 @@ def test_redis_forgets_what_lies_idle(replicas: Replicas) -> None:
     two = replicas.teller("two", *one.budgets)
     two.lease({"user": "bob"}, 1)
     assert replicas.shared("user@user:ann") is None
+    hash_ = replicas.all[0]._hash
+    assert hash_.scan(0, 100)[1].keys() == {"h:one", "h:two", "a:user@user:bob"}
+    for _ in range(9):
+        replicas.wait(10_000)
+        two = replicas.teller(f"two{replicas.now}", *one.budgets)
+        two.say()
+    assert "h:one" not in hash_.scan(0, 100)[1]
     two.of = {}
     assert two.lease({"user": "ann"}, 1)[0].available == 92
     replicas.right()

@@ -270,19 +270,25 @@ class Lines:
         with self._writing() as c:
             _let_go(c, lines.c.holder == holder)
 
-    def bury(self, now_us: int) -> None:
-        """Notice who has died since; let go of lines that nobody can be spending on any more."""
+    def bury(self) -> None:
+        """Notice who has died since."""
+        dead = select(holders.c.holder).where(holders.c.dead_us.is_not(None))
+        fresh = and_(lines.c.holder.in_(dead), ~lines.c.dead)
         with self._reading() as c:
-            dead = list(c.execute(select(holders.c.holder).where(holders.c.dead_us.is_not(None))).scalars())
-            over = self._over(c, now_us) if dead else []
-        if not dead:
-            return
+            if c.execute(select(lines.c.account).where(fresh).limit(1)).first() is None:
+                return
         with self._writing() as c:
-            fresh = and_(lines.c.holder.in_(dead), ~lines.c.dead)
             died = update(lines).where(fresh).values(dead=True).returning(lines.c.account)
             _mark(c, list(c.execute(died).scalars()))
-            for id, holder in over:
-                _let_go(c, and_(lines.c.account == id, lines.c.holder == holder))
+
+    def inherit(self, now_us: int) -> None:
+        """Let go of lines of the dead that nobody can be spending on any more."""
+        with self._reading() as c:
+            over = self._over(c, now_us)
+        if over:
+            with self._writing() as c:
+                for id, holder in over:
+                    _let_go(c, and_(lines.c.account == id, lines.c.holder == holder))
 
     def orphans(self) -> None:
         """Let go of lines of holders that are gone, where whoever closed them did not come to it."""

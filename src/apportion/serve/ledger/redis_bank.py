@@ -47,9 +47,9 @@ _SWEEP_S: Final = 1.0
 _STALE: Final = 50
 _ROUNDS: Final = 5
 """Accounts that are told to Redis at once, and how often in one sweep."""
-_SCAN_S: Final = 10.0
+_LOOK_S: Final = 10.0
 _SCAN: Final = 500
-"""How often somebody looks for what Redis may forget, and at how many fields."""
+"""How often somebody looks for what is over, and at how many fields of the hash."""
 _IDLE_US: Final = 3600 * US
 """Accounts of which nothing is lent stay in Redis for so long."""
 _TOMB_US: Final = 86400 * US
@@ -135,7 +135,7 @@ class RedisBank:
         self._at = (0, monotonic())
         """A reading of the database's clock in microseconds, and of ours."""
         self._holders = 1
-        self._asked_s = self._swept_s = self._scanned_s = float("-inf")
+        self._asked_s = self._swept_s = self._looked_s = float("-inf")
         self._cursor = 0
 
     # the bank
@@ -419,16 +419,19 @@ class RedisBank:
         """
         self._at = (round(self._database.sweep() * US), self._monotonic())
         now_us = self._now_us()
-        self._lines.bury(now_us)
+        self._lines.bury()
+        look = self._monotonic() - self._looked_s >= _LOOK_S
+        if look:
+            self._lines.orphans()
+            self._lines.inherit(now_us)
         for _ in range(_ROUNDS):
             stale = self._lines.stale(_STALE)
             if not stale:
                 break
             self._refresh([id for id, _ in stale])
             self._lines.refreshed(stale)
-        if self._monotonic() - self._scanned_s >= _SCAN_S:
-            self._scanned_s = self._monotonic()
-            self._lines.orphans()
+        if look:
+            self._looked_s = self._monotonic()
             try:
                 self._forget_idle(now_us)
             except EpochLostError:  # which has forgotten it all
@@ -472,20 +475,25 @@ class RedisBank:
         """Let Redis forget accounts that it does not know better than the database, and holders long gone."""
         epoch = self._epoch = self._epoch or self._begin()
         self._cursor, found = self._hash.scan(self._cursor, _SCAN)
-        idle: dict[str, Cell] = {}
-        gone: list[Change] = []
+        idle: dict[str, Change] = {}
+        present: dict[str, Change] = {}
+        changes: list[Change] = []
         for field, cell in found.items():
             kind, _, name = field.partition(":")
-            if kind == "a":
+            presence = Presence.decode(cell) if kind == "h" else None
+            if presence is None:
                 book = SharedAccount.decode(cell.value)
                 if not book.leases and book.at_us < now_us - _IDLE_US:
-                    idle[name] = cell
-                continue
-            presence = Presence.decode(cell)
-            if presence is not None and presence.dead_us is not None and presence.dead_us < now_us - _TOMB_US:
-                gone.append(Change(field, cell.tag, b""))
+                    idle[name] = Change(field, cell.tag, b"")
+            elif presence.dead_us is None:
+                present[name] = Change(field, cell.tag, presence._replace(dead_us=now_us).encode())
+            elif presence.dead_us < now_us - _TOMB_US:
+                changes.append(Change(field, cell.tag, b""))
+        alive = self._lines.snapshot([]).counted if present else {}
         lined = self._lines.lined(list(idle)) if idle else set()
-        for change in [*gone, *(Change(_account(n), c.tag, b"") for n, c in idle.items() if n not in lined)]:
+        changes += [change for name, change in present.items() if name not in alive]
+        changes += [change for name, change in idle.items() if name not in lined]
+        for change in changes:
             self._hash.swap(epoch, [change])
 
     def check(self) -> list[str]:
