@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from click.testing import CliRunner
 from apportion.cli.app import app
 from apportion.core import catalogue
 from apportion.measure.metrics import Registry
+from apportion.serve import budget_metrics
 from apportion.serve.config.reader import loads
+from apportion.serve.ledger.balances import Balance
 from apportion.serve.meters import Meters
 
 ROOT = Path(__file__).parents[1]
@@ -95,15 +98,25 @@ class Named(Registry):
         return super().histogram(name, text, labels, bounds)
 
 
+def read_at_each_scrape() -> set[tuple[str, str, tuple[str, ...]]]:
+    """Name, kind and labels of the metrics of budgets and prices."""
+    one = Decimal(1)
+    balance = Balance("b", "all", "usd", one, one, one, one, True, None)
+    text = budget_metrics.render([balance], {"scopes": {"all": {"prices": {"usd": 1.0}}}})
+    kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
+    samples = re.findall(r"^(\w+)\{(.*)\} ", text, re.MULTILINE)
+    assert {name for name, _ in samples} == set(kinds)
+    return {(name, kinds[name], tuple(re.findall(r"(\w+)=", labels))) for name, labels in samples}
+
+
 def test_every_metric_is_listed(tmp_path: Path) -> None:
     registry = Named(tmp_path)
     Meters(registry)
     text = (DOCS / "guides" / "metrics.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(apportion_\w+)` \| (\w+) \| (.*?) \|", text, re.MULTILINE)
-    assert {
-        (name, kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows
-    } == registry.named
-    known = {name for name, _, _ in registry.named}
+    said = registry.named | read_at_each_scrape()
+    assert {(name, kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows} == said
+    known = {name for name, _, _ in said}
     for name in re.findall(r"apportion_\w+", text):
         assert name in known or re.sub(r"_(bucket|sum|count)$", "", name) in known
 
