@@ -6,7 +6,7 @@ import asyncio
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apportion.measure.usage import Usage
 from apportion.serve import errors, translation
 from apportion.serve.http import sse
 from apportion.serve.http.client import ClientConnection, Timeouts, TransportFailure
@@ -563,19 +564,64 @@ async def test_a_paused_client_does_not_hold_an_ended_upstream() -> None:
     assert upstream.kept
 
 
-async def test_cancelled_while_waiting() -> None:
-    for stage in ("first", "answered"):
-        upstream = Upstream("chat")
-        if stage == "answered":
-            upstream.say(STREAMS["chat"]["content"])
-            await upstream.relay.first()
-            upstream.relay.go_live(Sink())
-        task = asyncio.ensure_future(getattr(upstream.relay, stage)())
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert upstream.closed
+async def cancelled(waiting: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.ensure_future(waiting)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def live(*parts: bytes) -> tuple[Upstream, Sink]:
+    """An upstream in the middle of an answer that is passed on."""
+    upstream, sink = Upstream("chat"), Sink()
+    upstream.say(b"".join(parts))
+    sink.write(upstream.relay.go_live(sink))
+    return upstream, sink
+
+
+async def test_cancelled_while_waiting_for_content() -> None:
+    upstream = Upstream("chat")
+    await cancelled(upstream.relay.first())
+    assert upstream.closed
+
+
+async def test_cancelled_while_waiting_for_the_end() -> None:
+    """The exchange goes on, for what its end may say; whoever waited ends it."""
+    upstream, _ = live(STREAMS["chat"]["content"])
+    await cancelled(upstream.relay.answered())
+    assert not upstream.closed
+    await upstream.relay.last_words(60.0)  # the answer has not finished: nothing is to be expected soon
+    upstream.relay.abort()
+    assert upstream.closed
+
+
+async def test_the_last_words_of_a_finished_answer_are_waited_for() -> None:
+    parts = STREAMS["chat"]
+    upstream, _ = live(parts["content"] + parts["finish"])
+    await cancelled(upstream.relay.answered())
+    upstream.relay.pause()  # the client had been slow before it left
+    waiting = asyncio.ensure_future(upstream.relay.last_words(60.0))
+    await asyncio.sleep(0)
+    assert upstream.reading
+    assert not waiting.done()
+    upstream.say(parts["usage"] + parts["mark"])
+    await waiting
+    assert upstream.relay.reader.usage == Usage(3, 2)
+    assert upstream.relay.reader.usage_final
+
+
+@pytest.mark.parametrize("end", ["silence", "cut"])
+async def test_last_words_that_do_not_come(end: str) -> None:
+    parts = STREAMS["chat"]
+    upstream, _ = live(parts["content"] + parts["finish"])
+    await cancelled(upstream.relay.answered())
+    if end == "cut":
+        upstream.cut()
+    await upstream.relay.last_words(0.01)
+    upstream.relay.abort()
+    assert upstream.closed
+    assert upstream.relay.reader.usage is None
 
 
 # --- any stream at all --------------------------------------------------------------------------------

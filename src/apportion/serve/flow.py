@@ -459,9 +459,11 @@ async def _streamed(run: Run, cap: Cap) -> None:
                     time.perf_counter() - first_s
                 )  # it is the upstream that is waited for, not us
     except asyncio.CancelledError:
-        await relay.last_words(_LAST_WORDS_S)
-        relay.abort()
-        run.abandoned(_produced(job, relay.reader))
+        try:
+            await relay.last_words(_LAST_WORDS_S)
+        finally:
+            relay.abort()
+            run.abandoned(_produced(job, relay.reader))
         raise
     except TransportFailure as failure:
         usage = _produced(job, relay.reader)
