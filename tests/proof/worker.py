@@ -19,7 +19,7 @@ import msgspec
 from apportion.core.budget import Budget
 from apportion.serve.ledger.bank import Bank
 from apportion.serve.ledger.database import Database
-from apportion.serve.ledger.entries import NOTHING, PARALLEL, RESOURCES, SETTLE, Amounts, Entry
+from apportion.serve.ledger.entries import NOTHING, PARALLEL, RESERVE, RESOURCES, SETTLE, Amounts, Entry
 from apportion.serve.ledger.ledger import (
     Ledger,
     Refused,
