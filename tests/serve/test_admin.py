@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from apportion.serve import admin
 from apportion.serve.config.pricing import all_prices
 from apportion.serve.config.reader import loads
 from apportion.serve.gateway import Gateway
@@ -503,6 +504,23 @@ class TestDatabase:
         assert (await proxy.ask("GET", "/apportion/keys")).status == 200
         assert asked_in
         assert threading.get_ident() not in asked_in
+
+    async def test_one_that_hangs_takes_only_so_many(
+        self, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(admin, "_WAITING", 4)
+        answers = threading.Event()
+        monkeypatch.setattr(proxy.gateway.admin.people, "all_keys", lambda: answers.wait(30) and [])
+        waiting = [asyncio.create_task(proxy.ask("GET", "/apportion/keys")) for _ in range(4)]
+        while proxy.gateway.admin._waiting < 4:
+            await asyncio.sleep(0.01)
+        assert (await proxy.ask("GET", "/apportion/keys")).status == 503
+        # What else needs a thread is not kept waiting, nor is who is known already.
+        assert await asyncio.to_thread(lambda: "done") == "done"
+        assert (await proxy.ask("GET", "/v1/models", key="sk-user")).status == 200
+        answers.set()
+        assert {(await each).status for each in waiting} == {200}
+        assert (await proxy.ask("GET", "/apportion/keys")).status == 200
 
     async def test_one_that_does_not_answer(self, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail() -> None:

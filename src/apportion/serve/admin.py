@@ -7,9 +7,11 @@ the one that answered at once. The database is asked in a thread.
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
@@ -55,6 +57,9 @@ _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`")
 _MISSING: Final = re.compile(r"Object missing required field `(.*)`")
 _BODY_BYTES: Final = 1 << 20
 _AUDIT: Final = 1000
+_THREADS: Final = 2
+_WAITING: Final = 64
+"""Requests that may wait for the database at once."""
 
 
 class Admin:
@@ -63,6 +68,8 @@ class Admin:
     def __init__(self, runtime: Callable[[], Runtime]) -> None:
         self.people: People | None = None
         self._runtime = runtime
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="admin")
+        self._waiting = 0
 
     def routes(self) -> Iterator[Route]:
         """The part of the route table that is answered here."""
@@ -88,14 +95,39 @@ class Admin:
     async def refresh(self) -> None:
         """Take over what others have changed in the database, if anything has been."""
         people = self._open()
-        if await _asked(people.version) > self._runtime().people.version:
+        if await self._asked(people.version) > self._runtime().people.version:
             await self._adopt(people)
 
     async def _adopt(self, people: People) -> None:
-        snapshot = await _asked(people.snapshot)
+        snapshot = await self._asked(people.snapshot)
         runtime = self._runtime()
         if snapshot.version > runtime.people.version:
             runtime.adopt(snapshot)
+
+    async def _asked(self, ask: Callable[..., _T], *args: Any, **named: Any) -> _T:
+        """What the database says; its errors as answers to the client.
+
+        It is asked in threads of its own: one that does not answer must not keep others waiting, such as those that
+        look up the addresses of endpoints.
+        """
+        if self._waiting >= _WAITING:
+            raise errors.OverloadedError("The database of keys is asked too much.", retry_after_s=1.0)
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, functools.partial(ask, *args, **named))
+        except MissingError as error:
+            raise errors.NotFoundError(error.message, field=error.field, fix=error.fix) from None
+        except TakenError as error:
+            raise errors.ConflictError(error.message, field=error.field, fix=error.fix) from None
+        except UnreachableError as error:
+            raise errors.LedgerUnavailableError(
+                "The database of keys does not answer.", retry_after_s=1.0
+            ) from error
+        except (PeopleError, FormError) as error:
+            raise errors.InvalidRequestError(error.message, field=error.field, fix=error.fix) from None
+        finally:
+            self._waiting -= 1
 
     def _open(self) -> People:
         if self.people is None:
@@ -124,7 +156,7 @@ class Admin:
     # keys
 
     async def _list_keys(self, visit: Visit) -> None:
-        stored = await _asked(self._open().all_keys)
+        stored = await self._asked(self._open().all_keys)
         now = time.time()
         found = [shown_key(key, now) for key in self._runtime().configured.keys]
         visit.send({"object": "list", "data": [*found, *(shown_key(each.key, now, each) for each in stored)]})
@@ -136,7 +168,7 @@ class Admin:
         self._configured("key", key.name)
         _checked(lambda: self._known().check_key(key))
         teams = self._runtime().configured.teams
-        stored, secret = await _asked(people.create_key, key, _actor(visit), teams=teams)
+        stored, secret = await self._asked(people.create_key, key, _actor(visit), teams=teams)
         await self._adopt(people)
         visit.send({**shown_key(stored.key, now, stored), "key": secret}, 201)
 
@@ -147,9 +179,9 @@ class Admin:
         scopes = [f"key:{key.name}"] + ([f"team:{key.team}"] if key.team is not None else [])
         left: Sequence[Balance] = ()
         if self.people is not None:
-            left = await _asked(self.people.balances, subjects=scopes)
+            left = await self._asked(self.people.balances, subjects=scopes)
             try:
-                stored = await _asked(self.people.key, key.name)
+                stored = await self._asked(self.people.key, key.name)
             except errors.NotFoundError:
                 pass  # one of the configuration
         shown = shown_key(key, time.time(), stored)
@@ -163,7 +195,7 @@ class Admin:
             if key.name == id:
                 visit.send(shown_key(key, now))
                 return
-        stored = await _asked(self._open().key, id)
+        stored = await self._asked(self._open().key, id)
         visit.send(shown_key(stored.key, now, stored))
 
     async def _change_key(self, visit: Visit) -> None:
@@ -180,7 +212,7 @@ class Admin:
             return after
 
         teams = self._runtime().configured.teams
-        stored = await _asked(people.change_key, id, changed, _actor(visit), teams=teams)
+        stored = await self._asked(people.change_key, id, changed, _actor(visit), teams=teams)
         await self._adopt(people)
         visit.send(shown_key(stored.key, now, stored))
 
@@ -190,7 +222,7 @@ class Admin:
         form = _body(visit, RotateForm) if visit.request.body else RotateForm()
         grace = _checked(lambda: grace_s(form))
         self._configured("key", id)
-        stored, secret = await _asked(people.rotate_key, id, grace, _actor(visit))
+        stored, secret = await self._asked(people.rotate_key, id, grace, _actor(visit))
         await self._adopt(people)
         visit.send({**shown_key(stored.key, time.time(), stored), "key": secret})
 
@@ -198,14 +230,14 @@ class Admin:
         people = self._open()
         id = visit.names["id"]
         self._configured("key", id)
-        stored = await _asked(people.delete_key, id, _actor(visit))
+        stored = await self._asked(people.delete_key, id, _actor(visit))
         await self._adopt(people)
         visit.send({"id": stored.id, "object": "apportion.key", "name": stored.key.name, "deleted": True})
 
     # teams
 
     async def _list_teams(self, visit: Visit) -> None:
-        stored = await _asked(self._open().all_teams)
+        stored = await self._asked(self._open().all_teams)
         configured = self._runtime().configured.teams
         found = [shown_team(name, team, stored=False) for name, team in configured.items()]
         found += [shown_team(name, team) for name, team in stored.items() if name not in configured]
@@ -217,7 +249,7 @@ class Admin:
         self._configured("team", form.name)
         team = _checked(lambda: changed_team(Team(), form))
         _checked(lambda: self._known().check_team(form.name, team))
-        await _asked(people.create_team, form.name, team, _actor(visit))
+        await self._asked(people.create_team, form.name, team, _actor(visit))
         await self._adopt(people)
         visit.send(shown_team(form.name, team), 201)
 
@@ -227,7 +259,7 @@ class Admin:
         if name in configured:
             visit.send(shown_team(name, configured[name], stored=False))
             return
-        stored = await _asked(self._open().all_teams)
+        stored = await self._asked(self._open().all_teams)
         if name not in stored:
             raise errors.NotFoundError(f"There is no team {name[:100]!r}.", field="name")
         visit.send(shown_team(name, stored[name]))
@@ -244,7 +276,7 @@ class Admin:
             known.check_team(name, after)
             return after
 
-        team = await _asked(people.change_team, name, changed, _actor(visit))
+        team = await self._asked(people.change_team, name, changed, _actor(visit))
         await self._adopt(people)
         visit.send(shown_team(name, team))
 
@@ -252,7 +284,7 @@ class Admin:
         people = self._open()
         name = visit.names["name"]
         self._configured("team", name)
-        await _asked(people.delete_team, name, _actor(visit))
+        await self._asked(people.delete_team, name, _actor(visit))
         await self._adopt(people)
         visit.send({"object": "apportion.team", "name": name, "deleted": True})
 
@@ -260,7 +292,7 @@ class Admin:
 
     async def _list_budgets(self, visit: Visit) -> None:
         people = self._open()
-        stored = await _asked(people.all_budgets)
+        stored = await self._asked(people.all_budgets)
         configured = self._runtime().configured.all_budgets()
         names = {budget.name for budget in configured}
         found = [shown_budget(budget, stored=False) for budget in configured]
@@ -272,7 +304,7 @@ class Admin:
         budget = _checked(lambda: new_budget(_body(visit, BudgetForm)))
         self._configured("budget", budget.name)
         _checked(lambda: self._known().check_budget(budget))
-        await _asked(people.create_budget, budget, _actor(visit))
+        await self._asked(people.create_budget, budget, _actor(visit))
         await self._adopt(people)
         visit.send(shown_budget(budget), 201)
 
@@ -285,7 +317,7 @@ class Admin:
         if budget is None:
             raise errors.NotFoundError(f"There is no budget {name[:100]!r}.", field="name")
         stored = name not in {each.name for each in runtime.configured.all_budgets()}
-        found = await _asked(people.balances, budgets=[name])
+        found = await self._asked(people.balances, budgets=[name])
         visit.send(
             {**shown_budget(budget, stored=stored), "accounts": [shown_balance(each) for each in found]}
         )
@@ -302,7 +334,7 @@ class Admin:
             known.check_budget(after)
             return after
 
-        budget = await _asked(people.change_budget, name, changed, _actor(visit))
+        budget = await self._asked(people.change_budget, name, changed, _actor(visit))
         await self._adopt(people)
         visit.send(shown_budget(budget))
 
@@ -310,7 +342,7 @@ class Admin:
         people = self._open()
         name = visit.names["name"]
         self._configured("budget", name)
-        await _asked(people.delete_budget, name, _actor(visit))
+        await self._asked(people.delete_budget, name, _actor(visit))
         await self._adopt(people)
         visit.send({"object": "apportion.budget", "name": name, "deleted": True})
 
@@ -323,7 +355,7 @@ class Admin:
         if not 1 <= most <= _AUDIT:
             fix = f"Give a whole number from 1 to {_AUDIT}."
             raise errors.InvalidRequestError("The limit is no number of lines.", field="limit", fix=fix)
-        found = await _asked(self._open().audit, most)
+        found = await self._asked(self._open().audit, most)
         data = [
             {
                 "at": show_moment(each.at_s),
@@ -339,22 +371,6 @@ class Admin:
 
 def _actor(visit: Visit) -> str:
     return f"key:{visit.key.name}"
-
-
-async def _asked(ask: Callable[..., _T], *args: Any, **named: Any) -> _T:
-    """What the database says, asked in a thread; its errors as answers to the client."""
-    try:
-        return await asyncio.to_thread(ask, *args, **named)
-    except MissingError as error:
-        raise errors.NotFoundError(error.message, field=error.field, fix=error.fix) from None
-    except TakenError as error:
-        raise errors.ConflictError(error.message, field=error.field, fix=error.fix) from None
-    except UnreachableError as error:
-        raise errors.LedgerUnavailableError(
-            "The database of keys does not answer.", retry_after_s=1.0
-        ) from error
-    except (PeopleError, FormError) as error:
-        raise errors.InvalidRequestError(error.message, field=error.field, fix=error.fix) from None
 
 
 def _checked(make: Callable[[], _T]) -> _T:
