@@ -544,6 +544,7 @@ async def test_spending_outlives_sigkill(
         response = await gateway.post(CHAT, CHAT.request("m", marker, max_tokens=20))
         assert response.status == 200, response.body
         costs.append(response.header("x-apportion-cost-usd"))
+    await asyncio.sleep(0.1)  # answers are settled some milliseconds after they have been sent
     gateway.kill()
     for wire in held:
         wire.abort()
