@@ -570,3 +570,15 @@ async def test_a_smaller_budget_takes_idle_leases_back(make: Make) -> None:
     with pytest.raises(Refused) as refused:
         await ledger.reserve(lines(purse), amounts(6), entry(ledger, 6))
     assert refused.value.left == 5
+
+
+async def test_a_budget_made_too_late_is_used_up_for_its_first_window_only(make: Make) -> None:
+    ledger = await make()
+    for _ in range(5):
+        settle(ledger, await ledger.reserve(lines(), amounts(10), entry(ledger, 10)), 10)
+    await ledger.durable()
+    purse = ledger.purse("late@all", Budget("late", "usd", 2e-12, window_s=3600.0), "all")
+    with pytest.raises(Refused) as refused:
+        await ledger.reserve(lines(purse), amounts(1), entry(ledger, 1))
+    assert refused.value.wait_s is not None
+    assert refused.value.wait_s <= 3600.0

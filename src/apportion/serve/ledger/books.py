@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy import Connection, delete, func, select, update
@@ -167,9 +168,15 @@ class Books:
 
 def _opened(budget: Budget, spent: int, now_us: int) -> dict[str, Any]:
     """The columns of an account that is opened now, after ``spent`` in its window."""
+    now = now_us / US
     account = Account(budget)
-    if spent:
-        account.move(spent=spent, now=now_us / US)
+    if spent > budget.unit.to_units(budget.amount) and budget.turns:
+        # More had been spent before anybody limited it: used up until the window ends, and no longer.
+        account = Account(replace(budget, amount=budget.unit.from_units(spent)))
+        account.move(spent=spent, now=now)
+        account.change(budget, now)
+    elif spent:
+        account.move(spent=spent, now=now)
     state = _dumps(account.save())
     return {
         "definition": encode(budget),
