@@ -388,8 +388,8 @@ async def test_a_spent_budget_is_402(ledger: Ledger) -> None:
         "budget": "b",
         "scope": "key:k",
         "resource": "usd",
-        "wanted": "4.0E-11",
-        "left": "2.0E-11",
+        "wanted": "0.00000000004",
+        "left": "0.00000000002",
         "retry_after_s": None,
     }
 

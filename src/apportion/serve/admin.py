@@ -180,6 +180,7 @@ class Admin:
         left: Sequence[Balance] = ()
         if self.people is not None:
             left = await self._asked(self.people.balances, subjects=scopes)
+            left = [each for each in left if each.budget in self._runtime().books.names]
             try:
                 stored = await self._asked(self.people.key, key.name)
             except errors.NotFoundError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Final
 
 from apportion.core.budget import Budget
@@ -163,7 +164,10 @@ class Books:
         """By kind of scope and the name they are for ("" for each)."""
         self.per_request: dict[int, int] = {}
         """The most of a resource, by place, that one request may take, in smallest parts."""
+        self.names = {"requests_per_minute", "tokens_per_minute", "parallel"}
+        """Of all budgets that there are."""
         for entry in config.all_budgets():
+            self.names.add(entry.name)
             self._add(entry)
         self._saved: dict[str, str] = dict(saved_prices or {})
         self._lines: dict[tuple[str, str, str, str, str], Lines] = {}
@@ -349,19 +353,19 @@ def refused(refusal: Refused) -> errors.GatewayError:
     budget = purse.budget
     unit = budget.unit
     wait_s = refusal.wait_s
-    wanted, left = unit.from_units(refusal.wanted), unit.from_units(refusal.left)
+    wanted, left = (plain_number(unit.from_units(units)) for units in (refusal.wanted, refusal.left))
     rate = budget.refill_per_s is not None or budget.resource == "parallel"
     details: dict[str, object] = {
         "budget": budget.name,
         "scope": purse.subject,
         "resource": unit.name,
-        "wanted": str(wanted),
-        "left": str(left),
+        "wanted": wanted,
+        "left": left,
         "retry_after_s": wait_s,
     }
     if budget.resource == "parallel":
         return errors.RateLimitedError(
-            f"This gateway's limit {budget.name!r} ({purse.subject}) allows {budget.amount} requests at once.",
+            f"This gateway's limit {budget.name!r} ({purse.subject}) allows {budget.amount:g} requests at once.",
             field=budget.name,
             fix="Wait for an answer.",
             retry_after_s=1.0,
@@ -372,10 +376,22 @@ def refused(refusal: Refused) -> errors.GatewayError:
         f"This gateway's limit {budget.name!r} ({purse.subject}) allows {left} {unit.name} now; "
         f"the request may take {wanted}.",
         field=budget.name,
-        fix="Ask for less output, or wait." if wait_s is not None else "Ask for less output.",
+        fix=_fix(budget.resource, wait_s),
         retry_after_s=wait_s,
         details=details,
     )
+
+
+def plain_number(amount: Decimal) -> str:
+    """An exact amount without the zeros at its end."""
+    text = f"{amount:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _fix(resource: str, wait_s: float | None) -> str:
+    if resource == "requests":
+        return "Ask the operator for more." if wait_s is None else "Wait."
+    return "Ask for less output." if wait_s is None else "Ask for less output, or wait."
 
 
 def refill_s(purse: Purse, wanted: int, now: float) -> float | None:

@@ -21,7 +21,8 @@ from apportion.serve.call import DIALECTS, ROUTES, Api, parse
 from apportion.serve.config.schema import Key
 from apportion.serve.flow import UpstreamAnswer, answer
 from apportion.serve.http.server import Request, Responder
-from apportion.serve.job import Job
+from apportion.serve.job import Job, limits_headers
+from apportion.serve.keyring import OPEN
 from apportion.serve.meters import Meters
 from apportion.serve.records import Records, explain, owner
 from apportion.serve.routes import NOBODY, Route, Routes, Visit
@@ -176,7 +177,7 @@ class Gateway:
         if isinstance(error, errors.AuthenticationError):
             extra += "www-authenticate: Bearer\r\n"
         if job is not None:
-            headers = job.headers(extra, cost=True)
+            headers = job.headers(extra + limits_headers(job), cost=True)
         else:
             headers = f"x-request-id: {request_id}\r\nrequest-id: {request_id}\r\n{extra}".encode("latin-1")
         if not responder.started:
@@ -225,6 +226,12 @@ class Gateway:
         if role == "admin" and not key.admin:
             raise errors.PermissionDeniedError(
                 "This is answered to admin keys only.", field="authorization", fix="Ask with an admin key."
+            )
+        if role == "admin" and key is OPEN and request.method not in ("GET", "HEAD"):
+            raise errors.PermissionDeniedError(
+                "Where nobody needs a key, nobody makes or changes one from here.",
+                field="authorization",
+                fix="Use the command line (apportion keys, teams, budgets).",
             )
         return key
 

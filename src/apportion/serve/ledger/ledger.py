@@ -689,7 +689,8 @@ class Ledger:
             self.run(lambda: self._tell_late(late)).add_done_callback(
                 lambda done: self._told_late(done, late)
             )
-        renew = self._leased and now_s - self._started_s > self._settings.lease_s / 3.0
+        # One that holds nothing is heard of, too: nobody is to take it for dead.
+        renew = now_s - self._started_s > self._settings.lease_s / 3.0
         save = self._unsaved and now_s - self._last_s >= _SAVE_S
         if (self._dirty or self._entries or save or renew) and not self.lost:
             self._soon()
