@@ -55,7 +55,11 @@ class Gateway:
         self.mark = f"blackbox-{uuid.uuid4().hex}"
         self.args = args
         self.env = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("APPORTION", "OPENAI", "ANTHROPIC", "XDG"))},
+            **{
+                k: v
+                for k, v in os.environ.items()
+                if not k.startswith(("APPORTION", "OPENAI", "ANTHROPIC", "XDG"))
+            },
             **SECRETS,
             "HOME": str(directory),
             "PYTHONUNBUFFERED": "1",
