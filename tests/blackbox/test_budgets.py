@@ -84,7 +84,8 @@ async def test_hard_budget_under_concurrency(
     spent = billed_usd(upstream.of(marker))
     assert spent <= budget + 1e-9
     assert spent > 0.8 * budget, "the budget leaks: much less can be spent than is allowed"
-    assert set(statuses) <= {0, 200, 402, 502}
+    # 500 is the upstream's own, where nothing was left for another try.
+    assert set(statuses) <= {0, 200, 402, 500, 502}
 
 
 FAULTS = ["none", "none", "status_500", "reset_mid"]
