@@ -96,7 +96,8 @@ def _journal(config: Config, url: str) -> Path:
 
 async def _patiently(url: str, open_: Callable[[], _T]) -> _T:
     loop = asyncio.get_running_loop()
-    until_s = loop.time() + _PATIENCE_S
+    # A file is there or is not; a server may be starting.
+    until_s = loop.time() + (0.0 if url.startswith("sqlite") else _PATIENCE_S)
     said = False
     while True:
         try:
@@ -114,5 +115,7 @@ def _failed(url: str, error: Exception) -> LedgerError:
     return LedgerError(
         f"The ledger at {shown(url)} cannot be opened: {error}.",
         field="ledger.url",
-        fix="Start it or correct its address.",
+        fix="Name another file, or put a backup in its place."
+        if url.startswith("sqlite")
+        else "Start it or correct its address.",
     )
