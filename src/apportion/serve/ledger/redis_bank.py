@@ -532,10 +532,13 @@ def _whole(epoch: str, there: str, process: str) -> bool:
 def _line(seat: _Seat, move: Move) -> int | None:
     """How wide the line must be drawn before ``move`` is answered; None if it is wide enough."""
     held = move.free + move.reserved
+    liked = held + (
+        max(move.want, move.like) if move.want else 0
+    )  # a line of what is wanted grants no more than that
     line = seat.lines.get(move.account)
-    if line is not None and held + move.want <= line:
+    if line is not None and liked <= line:
         return None
-    return min(_WIDE * (held + max(move.want, move.like)), _WIDEST)
+    return min(_WIDE * max(liked, held + move.like), _WIDEST)
 
 
 def _refused(move: Move) -> Grant:
