@@ -532,9 +532,8 @@ def _whole(epoch: str, there: str, process: str) -> bool:
 def _line(seat: _Seat, move: Move) -> int | None:
     """How wide the line must be drawn before ``move`` is answered; None if it is wide enough."""
     held = move.free + move.reserved
-    liked = held + (
-        max(move.want, move.like) if move.want else 0
-    )  # a line of what is wanted grants no more than that
+    # A line for what is wanted would grant no more than that, and soon somebody would wait again.
+    liked = held + (max(move.want, move.like) if move.want else 0)
     line = seat.lines.get(move.account)
     if line is not None and liked <= line:
         return None
