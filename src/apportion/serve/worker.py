@@ -296,12 +296,16 @@ async def _main() -> int:
     os.dup2(2, 1)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(stdin, "rb"))
 
+    stop = asyncio.Event()
+
     def say(**message: object) -> None:
-        os.write(stdout, msgspec.json.encode(message) + b"\n")
+        try:
+            os.write(stdout, msgspec.json.encode(message) + b"\n")
+        except BrokenPipeError:  # the supervisor is dead
+            stop.set()
 
     worker: Worker | None = None
     drain_s = 0.0
-    stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
 
     async def listen_to_supervisor() -> None:
