@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +17,7 @@ from apportion.core.cost import Cost
 from apportion.serve import books, errors, identity
 from apportion.serve.books import ESTIMATED, Books, Sheet
 from apportion.serve.config.schema import Budget, Config, Key, KeyBudget, KeyLimits, Secret, Team
+from apportion.serve.identity import Who
 from apportion.serve.ledger.database import Database
 from apportion.serve.ledger.entries import (
     GCO2,
@@ -37,35 +38,6 @@ from apportion.serve.ledger.purse import NO_LINES, Lines, Purse
 
 ALICE, BOB = "team:red/alice", "key:lone/bob"
 """End users as the books name them."""
-
-
-class Who(NamedTuple):
-    """Whom a request is for, as it stands in the books; "" where nobody is named. ``user`` and ``session`` are
-    qualified."""
-
-    team: str
-    key: str
-    user: str
-    session: str
-    model: str
-    endpoint: str
-
-
-def subject_of(scope: str, who: Who) -> str | None:
-    """Whose account of a budget with this scope a request charges; None if it does not fall under it.
-
-    ``user:alice`` is for the alice of every tenant, each with an account of her own; ``user:team:red/alice`` for
-    one of them.
-    """
-    kind, _, name = scope.partition(":")
-    if kind in ("all", "organisation"):
-        return "all"
-    if kind == "request":
-        return None
-    own: str = getattr(who, kind)
-    if own and (not name or name == own or (kind in ("user", "session") and name == identity.plain(own))):
-        return f"{kind}:{own}"
-    return None
 
 
 def key(name: str = "k", team: str | None = None, **limits: Any) -> Key:
@@ -205,14 +177,14 @@ scopes = st.sampled_from(["all", "organisation", "team", "key", "user", "session
 @settings(max_examples=300, deadline=None)
 @given(scopes, names, st.tuples(names, *[names.filter(bool)] * 1, names, names, *[names.filter(bool)] * 2))
 def test_worker_and_record_agree_on_who_pays(kind: str, name: str, given: tuple[str, ...]) -> None:
-    """The lines of a request are the accounts that its entries charge, and what `subject_of` says."""
+    """The lines of a request are the accounts that its entries charge, and what `identity.subject_of` says."""
     team, who, user, session, model, endpoint = given
     scope = f"{kind}:{name}" if name and kind not in ("all", "organisation") else kind
     own = key(who, team or None)
     user = identity.qualified(identity.tenant(own), user)
     session = identity.qualified(identity.tenant(own), session)
     found = opened(config(budget("b", scope=scope), keys=(own,))).lines(own, user, session, model, endpoint)
-    subject = subject_of(scope, Who(team, who, user, session, model, endpoint))
+    subject = identity.subject_of(scope, Who(team, who, user, session, model, endpoint))
     assert [line.purse.subject for line in found.hard] == ([] if subject is None else [subject])
     if subject is not None:
         settled = entry("r", SETTLE, team=team, key=who, user=user, session=session, model=model, usd=7)

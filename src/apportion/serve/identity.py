@@ -30,6 +30,18 @@ class Headers(NamedTuple):
     all: frozenset[bytes]
 
 
+class Who(NamedTuple):
+    """Whom a request is for, as it stands in the books; "" where nobody is named. ``user`` and ``session`` are
+    qualified."""
+
+    team: str
+    key: str
+    user: str
+    session: str
+    model: str
+    endpoint: str
+
+
 class _Metadata(msgspec.Struct, gc=False):
     user_id: str | None = None
     session_id: str | None = None
@@ -129,6 +141,23 @@ def qualified(tenant: str, name: str | None) -> str:
 def plain(qualified: str) -> str:
     """The name as the client gave it."""
     return qualified.partition("/")[2]
+
+
+def subject_of(scope: str, who: Who) -> str | None:
+    """Whose account of a budget with this scope a request charges; None if it does not fall under it.
+
+    ``user:alice`` is for the alice of every tenant, each with an account of her own; ``user:team:red/alice`` for
+    one of them.
+    """
+    kind, _, name = scope.partition(":")
+    if kind in ("all", "organisation"):
+        return "all"
+    if kind == "request":
+        return None
+    own: str = getattr(who, kind)
+    if own and (not name or name == own or (kind in ("user", "session") and name == plain(own))):
+        return f"{kind}:{own}"
+    return None
 
 
 def _decoded(raw: bytes) -> str:
