@@ -105,8 +105,11 @@ class _Apportion(Gateway):
 
     def command(self, directory: Path, port: int, upstream_port: int) -> Sequence[str]:
         config = directory / f"{self.name}.yaml"
+        # Books of its own; and paused while others are measured, it must not be taken for dead.
+        ledger = {"url": f"sqlite:///{directory / self.name}.db", "lease_s": 3600}
+        ledger["journal"] = str(directory / f"{self.name}-journal")
         # JSON is YAML.
-        config.write_text(json.dumps(self.config(port, upstream_port), indent=2))
+        config.write_text(json.dumps({**self.config(port, upstream_port), "ledger": ledger}, indent=2))
         return [apportion_program() or "apportion", "serve", "--config", str(config)]
 
     @abstractmethod
@@ -205,6 +208,7 @@ class ApportionMinimal(_Apportion):
     def config(self, port: int, upstream_port: int) -> dict[str, object]:
         return {
             "listen": {"host": "127.0.0.1", "port": port},
+            "auth": {"required": False},
             "endpoints": {
                 "only": {
                     "kind": "openai",
