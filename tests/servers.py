@@ -313,7 +313,7 @@ class Redis(Server):
         """Everything in it is lost; connections stay."""
         assert self.ask("FLUSHALL") == b"+OK"
 
-    def ask(self, command: str, within_s: float = 5.0) -> bytes:
+    def ask(self, command: str, within_s: float = 30.0) -> bytes:
         """The first line of the answer to an inline command."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=within_s) as s:
             s.sendall(command.encode() + b"\r\n")

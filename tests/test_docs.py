@@ -20,6 +20,7 @@ from apportion.measure.metrics import Registry
 from apportion.serve import budget_metrics
 from apportion.serve.config.reader import loads
 from apportion.serve.ledger.balances import Balance
+from apportion.serve.lessons import LessonMeters
 from apportion.serve.meters import Meters
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +46,7 @@ CONFIGURATIONS = [(page, block) for page, block in named("yaml") if block.starts
 
 def test_generated_pages_are_up_to_date() -> None:
     command = [sys.executable, "-m", "tools.reference", "--check"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert run.returncode == 0, run.stderr
 
 
@@ -112,6 +113,7 @@ def read_at_each_scrape() -> set[tuple[str, str, tuple[str, ...]]]:
 def test_every_metric_is_listed(tmp_path: Path) -> None:
     registry = Named(tmp_path)
     Meters(registry)
+    LessonMeters(registry)
     text = (DOCS / "guides" / "metrics.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(apportion_\w+)` \| (\w+) \| (.*?) \|", text, re.MULTILINE)
     said = registry.named | read_at_each_scrape()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from .proxy import Gateway
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 SETTLING = "kind IN (1, 2, 3, 4)"
 """Entries that say what a reservation came to: settle, release, presume, correct."""
 

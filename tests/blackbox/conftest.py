@@ -16,7 +16,8 @@ from .upstream import Upstream
 
 PRICE = {"input_usd_per_mtok": 10.0, "output_usd_per_mtok": 1000.0}
 """Dear enough that dollars are seen: an output token is a tenth of a cent."""
-QUICK = {"connect_s": 1.0, "first_token_s": 1.5, "gap_s": 1.0, "total_s": 4.0}
+QUICK = {"connect_s": 2.0, "first_token_s": 2.5, "gap_s": 2.0, "total_s": 6.0}
+"""For those that are there to run out; what must not run out is asked of an endpoint that is patient."""
 FAIL_FAST: dict[str, Any] = {"attempts": 1}
 NEVER_OPEN = {"failures": 1_000_000, "open_s": 1e-6, "max_open_s": 1e-6}
 """Faults of one test must not take the endpoint away from the next; nor must a long retry-after."""
@@ -110,7 +111,8 @@ def base_config(upstream: Upstream, ca_file: Path, closed_port: int, deaf_port: 
     plain, local = f"http://127.0.0.1:{upstream.port}", "https://localhost"
     endpoints: Json = {}
     models: Json = {}
-    bad = {
+    patient = {"connect_s": 20.0, "first_token_s": 20.0, "gap_s": 20.0, "total_s": 60.0}
+    bad: dict[str, Json] = {
         "refused": {"base_url": f"http://127.0.0.1:{closed_port}/v1"},
         "deaf": {"base_url": f"http://127.0.0.1:{deaf_port}/v1"},
         "dns": {"base_url": "http://no-such-host.invalid/v1"},
@@ -126,6 +128,8 @@ def base_config(upstream: Upstream, ca_file: Path, closed_port: int, deaf_port: 
         "plain_to_tls": {"base_url": f"http://127.0.0.1:{upstream.tls_ports['trusted']}/x/v1"},
     }
     two = {"attempts": 2, "backoff_s": 0.01}
+    for name in ("refused", "stranger", "wrong_name", "plain_to_tls"):  # these are said, not waited for
+        bad[name]["timeouts"] = patient
     for kind in ("openai", "anthropic"):
         for letter in "ab":
             endpoints[f"{kind}-{letter}"] = endpoint(kind, plain, f"{kind}-{letter}")
@@ -145,9 +149,10 @@ def base_config(upstream: Upstream, ca_file: Path, closed_port: int, deaf_port: 
         endpoints[f"{kind}-unpriced"] = endpoint(kind, plain, f"{kind}-unpriced", price="unknown")
         models[f"{kind}-unpriced"] = model(f"{kind}-unpriced")
         # patient: for tests in which the upstream is slow on purpose
-        patient = {**QUICK, "first_token_s": 20.0, "gap_s": 20.0, "total_s": 60.0}
         endpoints[f"{kind}-slow"] = endpoint(kind, plain, f"{kind}-slow", timeouts=patient)
         models[f"{kind}-slow"] = model(f"{kind}-slow")
+        endpoints[f"{kind}-slow-b"] = endpoint(kind, plain, f"{kind}-slow-b", timeouts=patient)
+        models[f"{kind}-slow-two"] = model(f"{kind}-slow", f"{kind}-slow-b", retries=two)
     return {
         "listen": {"drain_s": 5},
         "http": {"header_timeout_s": 1.5, "body_timeout_s": 1.5, "idle_timeout_s": 30},

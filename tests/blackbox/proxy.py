@@ -22,8 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from .dialects import Dialect, Json
 from .wire import Headers, Response, Wire, ask, request_bytes
 
-START_S = 60.0
-STOP_S = 20.0
+START_S = 120.0
+STOP_S = 60.0
 
 SECRETS = {
     "KEY_ALICE": "sk-alice-SECRET-5f0c2d9a71",

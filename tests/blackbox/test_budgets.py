@@ -180,7 +180,7 @@ async def test_parallel(
         wire = await Wire.open(gateway.port)
         await wire.send(gateway.bytes_of(CHAT, CHAT.request("m", marker, stream=True)))
         held.append(wire)
-        for _ in range(200):
+        for _ in range(2000):
             if len(upstream.of(marker)) > i:
                 break
             await asyncio.sleep(0.01)
@@ -188,7 +188,7 @@ async def test_parallel(
     own_error(CHAT, refused, 429, "gateway_rate_limited")
     assert refused.header("retry-after")
     held[0].abort()
-    for _ in range(100):
+    for _ in range(1000):
         response = await gateway.post(CHAT, CHAT.request("m", "x"))
         if response.status == 200:
             break
@@ -202,7 +202,7 @@ async def test_a_probe_takes_an_endpoint_out_and_brings_it_back(
 ) -> None:
     """Health is looked at without traffic: a sick endpoint is not asked, and asked again when it is well."""
     settings = config()
-    health = {"probe": "/health", "interval_s": 0.1}
+    health = {"probe": "/health", "interval_s": 0.5}
     settings["endpoints"]["left"]["health"] = health
     settings["endpoints"]["left"]["breaker"] = {"failures": 2, "open_s": 0.2, "max_open_s": 0.4}
     gateway = start(settings)
@@ -214,7 +214,7 @@ async def test_a_probe_takes_an_endpoint_out_and_brings_it_back(
         return len([s for s in upstream.of(marker) if s.endpoint == name])
 
     async def until(wanted: Callable[[int], bool]) -> None:
-        for _ in range(100):
+        for _ in range(1000):
             if wanted(await asked("left")):
                 return
             await asyncio.sleep(0.05)

@@ -16,7 +16,7 @@ import pytest
 from .dialects import DIALECTS, Dialect, error_of, own_error
 from .proxy import Gateway
 from .shapes import Want
-from .upstream import FAULTS, Seen, Upstream, new_marker
+from .upstream import FAULTS, Seen, Upstream, is_timed, new_marker
 from .wire import Response
 
 AT_ONCE = 48
@@ -99,7 +99,9 @@ def ran(request: pytest.FixtureRequest, gateway: Gateway, upstream: Upstream) ->
     async def run(case: Case, turn: asyncio.Semaphore) -> Ran:
         dialect = DIALECTS[case.dialect]
         marker = new_marker()
-        name = f"{case.kind}-{case.group}"
+        name = f"{case.kind}-slow" + ("-two" if case.group == "two" else "")
+        if is_timed(case.fault):
+            name = f"{case.kind}-{case.group}"
         if case.fault in ADDRESS_FAULTS:
             name = f"{case.kind}-{case.fault}-{case.group}"
         else:

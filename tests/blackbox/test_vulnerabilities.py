@@ -41,7 +41,7 @@ def command(gateway: Gateway, *arguments: str, status: int = 0) -> str:
         cwd=gateway.directory,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.returncode == status, done.stderr
@@ -341,9 +341,15 @@ class TestAddresses:
                     del body["amount"]
                 answer = await send(gateway, "POST", path, body, "KEY_ADMIN")
                 assert (answer.status, answer.json["error"]["param"]) == (400, field)
-        for path in ("/config/update", "/apportion/config", "/apportion/endpoints", "/apportion/models"):
+        for path in ("/config/update", "/apportion/config", "/apportion/models"):
             for method in ("GET", "POST", "PUT", "PATCH"):
                 assert (await send(gateway, method, path, {}, "KEY_ADMIN")).status == 404
+        endpoints = (await send(gateway, "GET", "/apportion/endpoints", {}, "KEY_ADMIN")).body
+        for method in ("POST", "PUT", "PATCH", "DELETE"):  # they are listed, and drained, no more
+            body = {"name": "x", "base_url": ELSEWHERE}
+            assert (await send(gateway, method, "/apportion/endpoints", body, "KEY_ADMIN")).status == 405
+            assert (await send(gateway, method, "/apportion/endpoints/x", body, "KEY_ADMIN")).status == 404
+        assert (await send(gateway, "GET", "/apportion/endpoints", {}, "KEY_ADMIN")).body == endpoints
         assert rows(database, "audit") == []
 
     async def test_what_is_sent_is_no_template(self, gateway: Gateway, upstream: Upstream) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from . import providers, shapes
 
-SENT_ON_S = 0.15
+SENT_ON_S = 0.5
 """Between content and a fault after it, so that the content has surely left the proxy."""
 STALL_S = 60.0
 """How long a stalled exchange waits for the proxy to give up before the upstream does."""
@@ -47,6 +47,8 @@ class Script:
     delay_s: float = 0.0
     """Before every event after the first content event."""
     head_delay_s: float = 0.0
+    gate: threading.Semaphore | None = None
+    """Must be passed before every piece of content after the second, so that a test says when each is written."""
 
 
 @dataclass
@@ -306,11 +308,18 @@ class Exchange:
             await self.chunk(part)
         await asyncio.sleep(SENT_ON_S)
 
+    async def pass_gate(self, gate: threading.Semaphore) -> None:
+        while not gate.acquire(blocking=False) and not self.connection.gone.is_set():
+            await asyncio.sleep(0.002)
+
     async def healthy(self, parts: list[bytes] | None = None) -> None:
+        assert self.reply is not None
         await self.head(200, chunked=True)
         for i, part in enumerate(self.parts() if parts is None else parts):
             if self.script.delay_s and i > self.cut():
                 await asyncio.sleep(self.script.delay_s)
+            if self.script.gate and i in self.reply.content and i >= self.cut():
+                await self.pass_gate(self.script.gate)
             if self.connection.gone.is_set():  # a good server stops here, before the next token
                 raise Gone
             self.bill(i)
@@ -780,6 +789,11 @@ async def gzip_unasked(x: Exchange) -> None:
 @fault("skip", "skip")
 async def status_400(x: Exchange) -> None:
     await x.whole(400, json.dumps(x.error_body(400)).encode(), ("content-type", "application/json"))
+
+
+def is_timed(name: str) -> bool:
+    """Whether only the proxy's own time-outs end what this fault does to a request."""
+    return name.startswith(("stall", "drip")) or name in ("only_comments", "comments_mid")
 
 
 class Upstream:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """The longest any read waits: a hang is a failure, not a stuck suite."""
 
 

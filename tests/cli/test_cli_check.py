@@ -118,3 +118,19 @@ def test_the_default_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     done = CliRunner().invoke(app, ["check"])
     assert done.exit_code == 1
     assert "apportion.yaml: cannot be read" in done.stderr
+
+
+def test_a_profile_that_does_not_exist_is_a_note(file: Path) -> None:
+    known = file.with_name("rack.json")
+    known.write_text("{}")
+    file.write_text(
+        file.read_text()
+        .replace("usd_per_hour: 2.4", "usd_per_hour: 2.4, profile: no-such-machine, instances: 2")
+        .replace("price: free", "price: free, profile: rack.json")
+    )
+    done = CliRunner().invoke(app, ["check", str(file), "--json"])
+    assert done.exit_code == 0, done.output
+    notes = json.loads(done.output)["notes"]
+    assert any(note.startswith("The profile of endpoint rack cannot be read") for note in notes)
+    assert any("no-such-machine" in note for note in notes)
+    assert any("endpoint spare" in note and "rack.json" in note for note in notes)

@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from apportion.cli import budgets, keys, teams
 from apportion.cli.app import app
 from apportion.core.budget import Budget
+from apportion.serve import forms
 from apportion.serve.config.schema import Config
 from apportion.serve.keyring import Keyring, merged
 from apportion.serve.ledger.database import Database
@@ -26,9 +29,28 @@ auth: {pepper: "a pepper of the tests"}
 keys: [{name: boss, secret: sk-boss, admin: true}]
 teams: {blue: {budget: {usd: 3}}}
 budgets: [{name: whole, amount: 100, window: 1d}]
-endpoints: {a: {kind: openai, base_url: "http://127.0.0.1:9/v1", price: free}}
+endpoints: {a: {kind: openai, base_url: "http://127.0.0.1:9/v1", price: free, tags: [eu]}}
 models: {m: a}
 """
+RATES = {"rpm": "requests_per_minute", "tpm": "tokens_per_minute"}
+SAID_ELSEWHERE = {"limits", "budget", "disabled"}
+"""Fields whose parts are options, and the one with commands of its own."""
+
+
+@pytest.mark.parametrize("verb", ["create", "set"])
+@pytest.mark.parametrize(
+    ("group", "form"),
+    [(keys, forms.KeyChange), (teams, forms.TeamChange), (budgets, forms.BudgetChange)],
+    ids=["keys", "teams", "budgets"],
+)
+def test_every_field_of_the_admin_api_is_an_option(group: Any, form: type[msgspec.Struct], verb: str) -> None:
+    fields = set(form.__struct_fields__)
+    for part, type_ in (("limits", forms.Limits), ("budget", forms.Spending)):
+        if part in fields:
+            fields |= set(type_.__struct_fields__)
+    options = {p.name for p in group.command.commands[verb].params if isinstance(p, click.Option)}
+    said = {RATES.get(name, name) for name in options} | ({"tags"} if "tag" in options else set())
+    assert fields - said <= SAID_ELSEWHERE
 
 
 @pytest.fixture
@@ -83,16 +105,23 @@ class TestKeys:
         run("teams", "create", "red", "--model", "m", "--usd", "10", "--window", "month", "--rpm", "100")
         options = "--team red --model m --model n --endpoint a --usd 5.5 --tokens 1000 --window day"
         options += " --time-zone Asia/Tokyo --soft --rpm 60 --tpm 5000 --parallel 4"
-        options += " --expires 2099-01-31T12:00:00Z --admin"
+        options += " --expires 2099-01-31T12:00:00Z --admin --require eu --require own --no-routing"
         made = as_json("keys", "create", "alice", *options.split(), "--tag", "cost=7", "--tag", "a=b=c")
         secret = made.pop("key")
         shown = as_json("keys", "show", "alice")
-        assert shown == {**made, "budgets": []}
+        left = shown.pop("budgets")
+        assert shown == made
         assert secret[-43:] not in json.dumps(shown)
         told = {
-            name: shown[name] for name in ("team", "models", "endpoints", "admin", "expires", "tags", "state")
+            name: shown[name]
+            for name in (
+                *("team", "models", "endpoints", "require", "routing"),
+                *("admin", "expires", "tags", "state"),
+            )
         }
         assert told == {
+            "require": ["eu", "own"],
+            "routing": False,
             "team": "red",
             "models": ["m", "n"],
             "endpoints": ["a"],
@@ -110,6 +139,15 @@ class TestKeys:
             "hard": False,
         }
         assert as_json("keys", "list") == [made]
+        assert [(each["budget"], each["subject"], each["spent"], each["left"]) for each in left] == [
+            ("key:alice:usd", "key:alice", "0", "5.5"),
+            ("key:alice:tokens", "key:alice", "0", "1000"),
+            ("requests_per_minute", "key:alice", "0", "60"),
+            ("tokens_per_minute", "key:alice", "0", "5000"),
+            ("parallel", "key:alice", "0", "4"),
+            ("team:red:usd", "team:red", "0", "10"),
+            ("requests_per_minute", "team:red", "0", "100"),
+        ], "nothing was spent of them yet"
 
     def test_rotate_disable_enable_delete(self, url: str, people: People) -> None:
         first = run("keys", "create", "alice").stdout.strip()
@@ -169,6 +207,100 @@ class TestKeys:
     def test_the_audit_says_who(self, url: str, people: People) -> None:
         run("keys", "create", "x")
         assert people.audit()[0].actor.startswith("cli:")
+
+
+class TestSet:
+    """Changes: what is not named stays, what ``--clear`` names is taken away first."""
+
+    def changed(self, *options: str) -> dict[str, Any]:
+        """What of alice is otherwise than before."""
+        before = as_json("keys", "show", "alice")
+        after = as_json("keys", "set", "alice", *options)
+        return {name: value for name, value in after.items() if value != before[name] and name != "changed"}
+
+    def test_one_thing_after_the_other(self, url: str) -> None:
+        run("teams", "create", "red")
+        options = "--usd 5 --window day --rpm 60 --tag a=b --model m --model n"
+        run("keys", "create", "alice", *options.split())
+        budget = {"usd": 5.0, "tokens": None, "window": "day", "time_zone": "UTC", "hard": True}
+        limits = {"requests_per_minute": 60, "tokens_per_minute": None, "parallel": None}
+        for options, after in (
+            ("--team red", {"team": "red"}),
+            ("--clear team", {"team": None}),
+            ("--model o", {"models": ["o"]}),
+            ("--clear models", {"models": None}),
+            ("--no-models", {"models": []}),
+            ("--endpoint a --require eu", {"endpoints": ["a"], "require": ["eu"]}),
+            ("--clear endpoints --clear require", {"endpoints": None, "require": []}),
+            ("--no-routing --admin", {"routing": False, "admin": True}),
+            ("--routing --no-admin", {"routing": True, "admin": False}),
+            ("--expires 2099-01-31T12:00:00Z", {"expires": "2099-01-31T12:00:00Z"}),
+            ("--clear expires", {"expires": None}),
+            ("--tag c=d", {"tags": {"a": "b", "c": "d"}}),
+            ("--clear tags --tag c=e", {"tags": {"c": "e"}}),
+            ("--parallel 3", {"limits": {**limits, "parallel": 3}}),
+            ("--clear rpm", {"limits": {**limits, "requests_per_minute": None, "parallel": 3}}),
+            ("--clear limits --tpm 7", {"limits": {**dict.fromkeys(limits), "tokens_per_minute": 7}}),
+            ("--usd 6 --soft", {"budget": {**budget, "usd": 6.0, "hard": False}}),
+            ("--tokens 9 --clear usd", {"budget": {**budget, "usd": None, "tokens": 9, "hard": False}}),
+            ("--clear budget --usd 1", {"budget": {**budget, "usd": 1.0, "window": "forever"}}),
+            ("--clear budget", {"budget": None}),
+        ):
+            assert self.changed(*options.split()) == after, options
+        assert "is changed" in run("keys", "set", "alice", "--rpm", "5").stdout
+        assert as_json("keys", "show", as_json("keys", "list")[0]["id"])["limits"]["requests_per_minute"] == 5
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ("", "Give at least one option"),
+            ("--clear usd", "Give --usd or --tokens"),
+            ("--window 1h --clear budget", "Give --usd or --tokens"),
+            ("--team nobody", "There is no team 'nobody'"),
+            ("--usd nan", "budget.usd"),
+            ("--expires tomorrow", "is no moment"),
+            ("--model m --no-models", "exclude each other"),
+        ],
+    )
+    def test_a_wrong_change_changes_nothing(self, url: str, options: str, said: str) -> None:
+        run("keys", "create", "alice", "--usd", "5")
+        before = as_json("keys", "show", "alice")
+        done = run("keys", "set", "alice", *options.split(), status=1)
+        assert said in done.stderr
+        assert as_json("keys", "show", "alice") == before
+
+    def test_teams_and_budgets(self, url: str) -> None:
+        run("teams", "create", "red", "--usd", "5", "--require", "eu")
+        changed = as_json("teams", "set", "red", "--rpm", "9", "--clear", "require", "--window", "day")
+        assert (changed["limits"]["requests_per_minute"], changed["require"]) == (9, [])
+        assert (changed["budget"]["usd"], changed["budget"]["window"]) == (5.0, "day")
+        assert changed == {k: v for k, v in as_json("teams", "list")[0].items() if k != "keys"}
+        run("budgets", "create", "b", "--amount", "5", "--window", "1h", "--sliding")
+        assert as_json("budgets", "set", "b", "--amount", "6")["window"] == "1h"
+        wrong = run("budgets", "set", "b", "--refill-per-s", "2", status=1)
+        assert "The budget has both `window` and `refill_per_s`" in wrong.stderr
+        options = ["--clear", "window", "--fixed", "--refill-per-s", "2", "--soft"]
+        changed = as_json("budgets", "set", "b", *options)
+        assert (changed["amount"], changed["refill_per_s"], changed["sliding"]) == (6.0, 2.0, False)
+        assert not changed["hard"]
+        assert as_json("budgets", "set", "b", *["--clear", "refill-per-s", "--window", "day", "--hard"])[
+            "hard"
+        ]
+        for group in ("teams", "budgets"):
+            name = as_json(group, "list")[0]["name"]
+            assert "Give at least one option" in run(group, "set", name, status=1).stderr
+            option = "--rpm" if group == "teams" else "--amount"
+            assert f"apportion {group} list" in run(group, "set", "nobody", option, "1", status=1).stderr
+
+    def test_a_configuration_is_looked_at_and_not_changed(self, file: Path) -> None:
+        run("keys", "create", "x")
+        assert (
+            "no endpoint has the tag 'mars'" in run("keys", "set", "x", "--require", "mars", status=1).stderr
+        )
+        assert as_json("keys", "set", "x", "--require", "eu")["require"] == ["eu"]
+        assert "apportion reload" in run("keys", "set", "boss", "--rpm", "1", status=1).stderr
+        assert "apportion reload" in run("teams", "set", "blue", "--rpm", "1", status=1).stderr
+        assert "apportion reload" in run("budgets", "set", "whole", "--amount", "1", status=1).stderr
 
 
 class TestWithAConfiguration:
@@ -237,8 +369,12 @@ class TestTeamsAndBudgets:
         line = next(line for line in run("budgets").stdout.splitlines() if "daily" in line)
         assert "$2.5" in line
         assert "$4.5" in line
-        (account,) = as_json("keys", "show", "x")["budgets"]
-        assert account["left"] == "4.5"
+        left = {each["budget"]: each["left"] for each in as_json("keys", "show", "x")["budgets"]}
+        assert left == {"daily": "4.5", "key:x:usd": "2.5"}, "what was spent before its first request counts"
+        run("budgets", "set", "daily", "--amount", "9")
+        left = {each["budget"]: each["left"] for each in as_json("keys", "show", "x")["budgets"]}
+        assert left == {"daily": "6.5", "key:x:usd": "2.5"}
+        run("budgets", "set", "daily", "--amount", "7")
         assert "$4.5" in run("keys", "show", "x").stdout
         shown = run("budgets", "show", "daily").stdout
         assert "key:x" in shown

@@ -12,7 +12,7 @@ import pytest
 
 from apportion.core import ApportionError, Constraint, Decision, Interval, Outcome, Policy, State
 from apportion.core.checks import watched, yield_checks
-from apportion.policy.route import Priced
+from apportion.policy.route.priced import Priced
 
 
 class Broken(Policy):

@@ -22,7 +22,7 @@ from apportion.core import (
     State,
 )
 from apportion.core.pricer import LIMIT, Pace, Update
-from apportion.policy.route import Priced
+from apportion.policy.route.priced import Priced
 
 UPDATES: tuple[Update, ...] = ("additive", "multiplicative")
 NAMES = ("tokens", "joules", "seconds")

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from apportion.core.budget import Budget
+from apportion.serve.ledger.entries import RESERVE
 
-from .audit import Books, audit
-from .crew import Crew
+from .audit import Books, audit, entries_of
+from .crew import PATIENCE_S, Crew
 from .worker import USD_UNITS_PER_TOKEN, Plan
 
 TOTAL_USD = 10_000_000 * USD_UNITS_PER_TOKEN / 1e12
@@ -40,6 +41,12 @@ def killed(plan: Plan, kills: int, seed: int, workers: int = 2) -> Books:
         counts = crew.stop()
     assert counts["settled"] > 0
     return audit(plan)
+
+
+def still_open(plan: Plan) -> set[str]:
+    """Reservations that have not ended in the books."""
+    written = entries_of(plan.url)
+    return {row.reservation for row in written} - {row.reservation for row in written if row.kind != RESERVE}
 
 
 @pytest.fixture
@@ -114,7 +121,12 @@ def test_machine_and_journal_lost(store: str, request: pytest.FixtureRequest) ->
         crew.hands.clear()
         for journal in plan.journal.iterdir():
             journal.unlink()
+        lost = still_open(plan)
+        assert lost, "nobody was killed with a request under way"
         crew.hire().wait_ready()
-        time.sleep(3.0)
+        until = time.monotonic() + PATIENCE_S
+        while lost & still_open(plan):
+            assert time.monotonic() < until, "what the dead had open is not presumed"
+            time.sleep(0.1)
         crew.stop()
     assert audit(plan).presumed > 0

@@ -88,7 +88,7 @@ class Clients:
             dialect = self.rng.choice((CHAT, MESSAGES))
             key = self.rng.choice(("alice", "alice", "bob"))
             want = Want(words=self.rng.randint(4, 30))
-            marker = self.upstream.script(new_marker(), want=want, head_delay_s=0.02)
+            marker = self.upstream.script(new_marker(), want=want, head_delay_s=0.08)
             self.asked.append((key, marker))
             who = {"user": marker} if dialect is CHAT else {"metadata": {"user_id": marker}}
             body = dialect.request("m", marker, max_tokens=40, stream=self.rng.random() < 0.5, **who)

@@ -10,11 +10,13 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
-from apportion.serve import admin
+from apportion.serve import admin, forms
 from apportion.serve.config.pricing import all_prices
 from apportion.serve.config.reader import loads
+from apportion.serve.config.schema import Budget, Key, KeyBudget, KeyLimits, Team
 from apportion.serve.gateway import Gateway
 from apportion.serve.ledger.people import People, UnreachableError
 from apportion.serve.worker import Worker
@@ -29,13 +31,22 @@ keys:
 teams: {blue: {models: [m]}}
 budgets: [{name: whole, amount: 100, window: 1d}]
 endpoints:
-  a: {kind: openai, base_url: "http://127.0.0.1:9/v1", price: free}
+  a: {kind: openai, base_url: "http://127.0.0.1:9/v1", price: free, tags: [eu, own]}
   b: {kind: openai, base_url: "http://127.0.0.1:9/v1", price: free}
 models: {m: a, n: [a, b]}
 """
 OPEN = {"/", "/health", "/health/live", "/health/ready", "/openapi.json"}
 """All that is answered without a key."""
-OWN = {"/v1/models", "/models", "/v1/models/{id...}", "/models/{id...}", "/apportion/decisions/{id}"} | {
+OWN = {
+    "/apportion/queues",
+    "/v1/feedback",
+    "/apportion/feedback",
+    "/v1/models",
+    "/models",
+    "/v1/models/{id...}",
+    "/models/{id...}",
+    "/apportion/decisions/{id}",
+} | {
     "/apportion/keys/self",
     "/apportion/spend",
     "/apportion/prices",
@@ -170,6 +181,39 @@ class TestRoles:
         assert proxy.people.all_keys() == []
 
 
+class TestLargeBodies:
+    """Who may not ask is told so for the head alone: nothing is read of strangers but that."""
+
+    @pytest.mark.parametrize(
+        ("method", "path", "key", "status"),
+        [
+            ("POST", "/v1/chat/completions", None, 401),
+            ("POST", "/v1/messages", "sk-nobody", 401),
+            ("POST", "/v1/chat/completions", "sk-late", 401),
+            ("POST", "/apportion/keys", None, 401),
+            ("POST", "/apportion/keys", "sk-user", 403),
+            ("POST", "/nothing/here", None, 404),
+            ("PUT", "/v1/chat/completions", None, 405),
+        ],
+    )
+    async def test_they_are_refused_before_they_come(
+        self, proxy: Proxy, method: str, path: str, key: str | None, status: int
+    ) -> None:
+        empty = await proxy.ask(method, path, key=key)
+        large = await proxy.ask(method, path, key=key, headers={"content-length": "10000000"})
+        assert large.status == empty.status
+        changing = {"x-request-id", "request-id", "date", "content-length"}
+        assert large.headers.keys() == empty.headers.keys()
+        same = large.headers.keys() - changing
+        assert {name: large.headers[name] for name in same} == {name: empty.headers[name] for name in same}
+        assert large.status == status
+
+    async def test_who_may_ask_is_read(self, proxy: Proxy) -> None:
+        large = b'{"model": "nope", "messages": [{"role": "user", "content": "%b"}]}' % (b"x" * 1_000_000)
+        answer = await proxy.ask("POST", "/v1/chat/completions", large, key="sk-user")
+        assert (answer.status, answer.json["error"]["code"]) == (404, "model_not_found")
+
+
 class TestKeys:
     async def test_a_life(self, proxy: Proxy) -> None:
         form = {
@@ -220,6 +264,10 @@ class TestKeys:
         assert (deleted.status, deleted.json["deleted"]) == (200, True)
         assert (await proxy.ask("GET", "/v1/models", key=secret)).status == 401
         assert (await proxy.ask("DELETE", f"/apportion/keys/{id}")).status == 404
+        again = await proxy.ask("POST", "/apportion/keys", form)
+        assert (again.status, again.json["error"]["param"]) == (409, "name"), (
+            "it would go on with what carol spent"
+        )
 
     async def test_rotation(self, proxy: Proxy) -> None:
         id, first = await proxy.made(name="carol")
@@ -234,6 +282,24 @@ class TestKeys:
         for grace in ("forever", -1, "31d", 1e12):
             wrong = await proxy.ask("POST", "/apportion/keys/carol/rotate", {"grace": grace})
             assert (wrong.status, wrong.json["error"]["param"]) == (400, "grace")
+
+    async def test_what_a_key_and_its_team_demand_holds_at_once(self, proxy: Proxy) -> None:
+        team = {"name": "red", "require": ["own"], "routing": False}
+        made = await proxy.ask("POST", "/apportion/teams", team)
+        assert {name: made.json[name] for name in team} == team
+        await proxy.made(name="carol", team="red", require=["eu"])
+
+        def access() -> tuple[frozenset[str], bool]:
+            runtime = proxy.gateway.runtime
+            (key,) = (each for each in runtime.config.keys if each.name == "carol")
+            return runtime.access(key).require, runtime.access(key).routing
+
+        assert access() == ({"eu", "own"}, False)
+        await proxy.ask("PATCH", "/apportion/teams/red", {"require": [], "routing": True})
+        assert access() == ({"eu"}, True)
+        changed = await proxy.ask("PATCH", "/apportion/keys/carol", {"routing": False})
+        assert (changed.json["require"], changed.json["routing"]) == (["eu"], False)
+        assert access() == ({"eu"}, False)
 
     async def test_an_admin_may_be_kept_from_models(self, proxy: Proxy) -> None:
         _, secret = await proxy.made(name="clerk", admin=True, models=[])
@@ -269,6 +335,22 @@ class TestKeys:
         assert (await proxy.ask("GET", "/apportion/keys/self", key="sk-user")).json[
             "source"
         ] == "configuration"
+
+
+@pytest.mark.parametrize(
+    ("part", "form", "not_there"),
+    [
+        (Key, forms.KeyChange, {"name", "secret", "secret_sha256"}),
+        (Team, forms.TeamChange, set()),
+        (Budget, forms.BudgetChange, {"name", "resource", "scope"}),
+        (KeyLimits, forms.Limits, set()),
+        (KeyBudget, forms.Spending, set()),
+    ],
+)
+def test_whatever_the_configuration_can_say_can_be_said_here(
+    part: type[msgspec.Struct], form: type[msgspec.Struct], not_there: set[str]
+) -> None:
+    assert set(part.__struct_fields__) - set(form.__struct_fields__) == not_there
 
 
 class TestWhatIsTaken:
@@ -317,6 +399,9 @@ class TestWhatIsTaken:
             ({"name": "x", "models": ["nope"]}, "models[0]"),
             ({"name": "x", "models": "m"}, "models"),
             ({"name": "x", "endpoints": ["nope"]}, "endpoints[0]"),
+            ({"name": "x", "require": ["mars"]}, "require[0]"),
+            ({"name": "x", "require": None}, "require"),
+            ({"name": "x", "routing": "no"}, "routing"),
             ({"name": "x", "team": "nope"}, "team"),
             ({"name": "x", "expires": "tomorrow"}, "expires"),
             ({"name": "x", "expires": "2027-01-01"}, "expires"),
@@ -426,6 +511,31 @@ class TestTeamsAndBudgets:
         assert (await proxy.ask("DELETE", "/apportion/budgets/daily")).status == 200
         assert (await proxy.ask("GET", "/apportion/budgets/daily")).status == 404
         assert (await proxy.ask("DELETE", "/apportion/budgets/whole")).status == 409
+
+    async def test_budgets_of_a_key_that_was_never_used(self, proxy: Proxy) -> None:
+        await proxy.ask("POST", "/apportion/teams", {"name": "red", "budget": {"tokens": 70}})
+        form = {"name": "daily", "amount": 5, "window": "day", "scope": "key"}
+        await proxy.ask("POST", "/apportion/budgets", form)
+        _, secret = await proxy.made(name="carol", team="red", budget={"usd": 3})
+        own = await proxy.ask("GET", "/apportion/keys/self", key=secret)
+        left = [
+            (each["budget"], each["subject"], each["spent"], each["left"]) for each in own.json["budgets"]
+        ]
+        assert left == [
+            ("daily", "key:carol", "0", "5"),
+            ("key:carol:usd", "key:carol", "0", "3"),
+            ("team:red:tokens", "team:red", "0", "70"),
+        ]
+        listed = (await proxy.ask("GET", "/apportion/budgets")).json["data"]
+        assert [(each["name"], each["source"]) for each in listed] == [
+            ("whole", "configuration"),
+            ("daily", "database"),
+            ("team:red:tokens", "database"),
+            ("key:carol:usd", "database"),
+        ]
+        for name in ("team:red:tokens", "key:carol:usd"):
+            shown = await proxy.ask("GET", f"/apportion/budgets/{name}")
+            assert (shown.status, shown.json["source"]) == (200, "database")
 
     @pytest.mark.parametrize(
         ("form", "field"),

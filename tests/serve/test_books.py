@@ -491,6 +491,23 @@ def test_small_batches_are_the_sum_of_their_parts_for_each_holder(
         assert pricer.asked <= now / 0.02 + 2
 
 
+def test_who_spends_once_and_asks_no_more_has_moved_the_price_for_all() -> None:
+    """A budget of many keys, each of which asks once: its price is what it is when one key asks for all."""
+    budget = Budget(name="b", amount=1.0, refill_per_s=1e-5, hard=False)
+    many = opened(Config(keys=[key(f"k{i}") for i in range(50)], budgets=[budget]))
+    one = opened(Config(keys=[key("k")], budgets=[budget]))
+    for i in range(50):
+        for found, name in ((many, f"k{i}"), (one, "k")):
+            sheet = found.sheet(name, "m")
+            sheet.prices(float(i))
+            sheet.spent(0.01, 10, 0.1, 1.0, float(i))
+    assert many.explain_prices(60.0) == one.explain_prices(60.0)
+    before = many.sheet("k0", "m").prices(60.0)["usd"]
+    assert before == many.sheet("k1", "m").prices(60.0)["usd"] == one.sheet("k", "m").prices(60.0)["usd"]
+    assert before > 1.0
+    assert many.explain_prices(60.0) == one.explain_prices(60.0)
+
+
 def test_prices_add_up() -> None:
     sheet = Sheet({"usd": 1.0, "joules": 2.0}, (Noting(), Noting()))  # type: ignore[arg-type]
     assert sheet.prices(0.0) == {"usd": 2.0, "joules": 2.0, "tokens": 0.0}

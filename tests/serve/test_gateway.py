@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import pytest
 
+from apportion.core.errors import ApportionError
+from apportion.serve import worker
 from apportion.serve.config.pricing import all_prices
 from apportion.serve.config.reader import loads
+from apportion.serve.store.encoder import EncoderFiles
 from apportion.serve.worker import Worker
 
 CONFIG = """
@@ -45,3 +49,17 @@ async def test_metrics_are_for_admins_where_others_can_reach_them(
         assert [await status(port, key) for key in (None, "sk-wrong", "sk-user", "sk-boss")] == answers
     finally:
         await worker.drain(1.0)
+
+
+async def test_an_encoder_that_cannot_be_loaded_ends_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy whose encoder is missing would decide everything without it, and nobody would know."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(
+        worker, "ensure_encoder", lambda: EncoderFiles(tmp_path / "graph.onnx", tmp_path / "tokenizer.json")
+    )
+    config = loads(CONFIG % "127.0.0.1" + "text: {encoder: minilm}\n", "apportion.yaml")
+    with pytest.raises(ApportionError, match="onnxruntime") as caught:
+        await Worker.open(config, all_prices(config), index=0, workers=1, directory=tmp_path)
+    assert "apportion[text]" in str(caught.value.fix)

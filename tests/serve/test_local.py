@@ -128,7 +128,7 @@ async def test_nobody_else_gets_in(engine: LocalEngine) -> None:
         Path(f"/proc/{engine.pid}/cmdline").read_bytes() + Path(f"/proc/{engine.pid}/environ").read_bytes()
     )
     assert engine.api_key.encode() not in command
-    client = http.client.HTTPConnection(engine.address.removeprefix("http://"), timeout=10)
+    client = http.client.HTTPConnection(engine.address.removeprefix("http://"), timeout=60)
     client.request("GET", "/health", headers={"Origin": "http://elsewhere.example"})
     response = client.getresponse()
     assert response.getheader("Access-Control-Allow-Origin") == ""
@@ -373,7 +373,7 @@ async def test_a_cancelled_start_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
-    assert await asyncio.to_thread(given_up.wait, 10), "the fetching thread goes on for nobody"
+    assert await asyncio.to_thread(given_up.wait, 60), "the fetching thread goes on for nobody"
     assert engine.pid is None
 
 

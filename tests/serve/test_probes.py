@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apportion.serve import probes as module
 from apportion.serve.config.schema import Endpoint as Config
 from apportion.serve.config.schema import Health
 from apportion.serve.http.client import Watch
@@ -73,7 +74,7 @@ def test_any_text_at_all(text: str, slots: int | None) -> None:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not true():
             await asyncio.sleep(0.005)
 
@@ -103,8 +104,19 @@ async def upstream() -> AsyncIterator[tuple[Upstream, Server, str]]:
     await server.drain(0.0)
 
 
+class Hasty:
+    """asyncio, but less patient between two checks than for the answer to one."""
+
+    get_running_loop = staticmethod(asyncio.get_running_loop)
+
+    @staticmethod
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(seconds / 25)
+
+
 @pytest.fixture
-async def probes() -> AsyncIterator[Probes]:
+async def probes(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Probes]:
+    monkeypatch.setattr(module, "asyncio", Hasty)
     watch = Watch(asyncio.get_running_loop())
     found = Probes(watch)
     yield found
@@ -114,7 +126,7 @@ async def probes() -> AsyncIterator[Probes]:
 
 
 def endpoint(probes: Probes, url: str, **health: object) -> Endpoint:
-    config = Config(kind="openai", base_url=url, slots=4, health=Health(interval_s=0.05, **health))  # type: ignore[arg-type]
+    config = Config(kind="openai", base_url=url, slots=4, health=Health(interval_s=1.0, **health))  # type: ignore[arg-type]
     return Endpoint("e", config, probes._watch)
 
 

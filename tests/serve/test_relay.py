@@ -268,7 +268,7 @@ async def test_after_content(dialect: Dialect, ending: str, translated: bool) ->
     assert len(sink.pieces) == 1, "written at once"
     finish_with(upstream, parts, ending)
     if is_whole(dialect, ending):
-        await asyncio.wait_for(relay.answered(), 1)
+        await asyncio.wait_for(relay.answered(), 30)
         assert relay.broken is None
         assert errors_in(sink.all) == 0
         assert comments(sink.all) == [COST]
@@ -277,7 +277,7 @@ async def test_after_content(dialect: Dialect, ending: str, translated: bool) ->
         assert sink.all.count(end) == 1
     else:
         with pytest.raises(TransportFailure):
-            await asyncio.wait_for(relay.answered(), 1)
+            await asyncio.wait_for(relay.answered(), 30)
         assert comments(sink.all) == []
         assert parts["mark"] not in sink.all
         assert b"the end" not in sink.all
@@ -316,7 +316,7 @@ async def test_before_the_client_was_sent_anything(dialect: Dialect, ending: str
             upstream.say(parts["content"] + b"data: {oops\n\n")
     finish_with(upstream, parts, ending)
     with pytest.raises(TransportFailure) as caught:
-        await asyncio.wait_for(first, 1)
+        await asyncio.wait_for(first, 30)
     assert caught.value.sent
     assert upstream.relay.broken is None
     assert upstream.closed or ending in ("nothing", "half")
@@ -339,9 +339,9 @@ async def test_a_whole_stream_however_it_comes(dialect: Dialect, packets: str, c
     for piece in pieces:
         upstream.say(piece)
     upstream.end()
-    await asyncio.wait_for(upstream.relay.first(), 1)
+    await asyncio.wait_for(upstream.relay.first(), 30)
     out = upstream.relay.go_live(sink) + sink.all
-    await asyncio.wait_for(upstream.relay.answered(), 1)
+    await asyncio.wait_for(upstream.relay.answered(), 30)
     usage_dropped = stream.replace(parts["usage"], b"") if parts["usage"] else stream
     comment = b": apportion %b\n\n" % json.dumps(COST).encode()
     assert out == usage_dropped.replace(parts["mark"], comment + parts["mark"])
@@ -351,10 +351,10 @@ async def test_a_whole_stream_however_it_comes(dialect: Dialect, packets: str, c
 async def test_a_stream_that_is_whole_but_empty(dialect: Dialect) -> None:
     upstream = Upstream(dialect)
     upstream.say(STREAMS[dialect]["opening"] + STREAMS[dialect]["mark"])
-    await asyncio.wait_for(upstream.relay.first(), 1)
+    await asyncio.wait_for(upstream.relay.first(), 30)
     sink = Sink()
     assert upstream.relay.go_live(sink).endswith(STREAMS[dialect]["mark"])
-    await asyncio.wait_for(upstream.relay.answered(), 1)
+    await asyncio.wait_for(upstream.relay.answered(), 30)
 
 
 async def test_the_last_event_may_lack_its_blank_line(dialect: Dialect) -> None:
@@ -365,7 +365,7 @@ async def test_the_last_event_may_lack_its_blank_line(dialect: Dialect) -> None:
     upstream.relay.go_live(sink)
     upstream.say(parts["finish"] + parts["mark"][:-2])
     upstream.end()
-    await asyncio.wait_for(upstream.relay.answered(), 1)
+    await asyncio.wait_for(upstream.relay.answered(), 30)
     assert sink.all.endswith(parts["mark"])
 
 
@@ -374,7 +374,7 @@ async def test_a_translator_that_fails_ends_the_stream_badly(caplog: pytest.LogC
     early = Upstream("chat", translator=Tagging(fails_at=1))
     early.say(parts["content"])
     with pytest.raises(TransportFailure):
-        await asyncio.wait_for(early.relay.first(), 1)
+        await asyncio.wait_for(early.relay.first(), 30)
     for ending in ("event", "rest"):
         live = Upstream("chat", translator=Tagging(fails_at=2))
         live.say(parts["content"])
@@ -383,7 +383,7 @@ async def test_a_translator_that_fails_ends_the_stream_badly(caplog: pytest.LogC
         live.say(parts["content"] if ending == "event" else parts["content"][:-2])
         live.end()
         with pytest.raises(TransportFailure):
-            await asyncio.wait_for(live.relay.answered(), 1)
+            await asyncio.wait_for(live.relay.answered(), 30)
         assert errors_in(sink.all) == 1
         sink.pieces.clear()
     assert len(caplog.records) == 3
@@ -401,7 +401,7 @@ async def test_a_sink_that_fails_leaves_nobody_waiting(caplog: pytest.LogCapture
     with pytest.raises(RuntimeError):
         upstream.say(STREAMS["chat"]["content"])
     with pytest.raises(TransportFailure):
-        await asyncio.wait_for(upstream.relay.answered(), 1)
+        await asyncio.wait_for(upstream.relay.answered(), 30)
     assert upstream.closed
 
 
@@ -473,7 +473,7 @@ async def test_another_status_is_a_whole_answer(status: int) -> None:
     assert not first.done()
     upstream.say(b"{}}")
     upstream.end()
-    await asyncio.wait_for(first, 1)
+    await asyncio.wait_for(first, 30)
     assert (upstream.relay.status, upstream.relay.body()) == (status, b'{"error":{}}')
 
 
@@ -488,7 +488,7 @@ async def test_an_error_body_without_end_is_bounded() -> None:
 async def test_no_event_stream_at_all(kind: bytes) -> None:
     upstream = Upstream("chat", head=b"content-type: %b\r\n" % kind)
     with pytest.raises(TransportFailure) as caught:
-        await asyncio.wait_for(upstream.relay.first(), 1)
+        await asyncio.wait_for(upstream.relay.first(), 30)
     assert caught.value.kind == "malformed"
     assert kind.decode() in str(caught.value)
 
@@ -499,7 +499,7 @@ async def test_events_without_content_are_bounded() -> None:
     for _ in range(100):
         upstream.say(b": " + b"x" * 65536 + b"\n\n")
     with pytest.raises(TransportFailure):
-        await asyncio.wait_for(first, 1)
+        await asyncio.wait_for(first, 30)
     assert upstream.relay._held_bytes < 5 * 2**20
 
 
@@ -510,7 +510,7 @@ async def test_a_large_first_content_is_content() -> None:
     image = chat({"content": "x" * 6 * 2**20})
     for at in range(0, len(image), 65536):
         upstream.say(image[at : at + 65536])
-    await asyncio.wait_for(upstream.relay.first(), 1)
+    await asyncio.wait_for(upstream.relay.first(), 30)
     assert upstream.relay.go_live(sink) == image
 
 
@@ -522,7 +522,7 @@ async def test_a_compressed_stream(coding: str) -> None:
     upstream = Upstream("chat", head=b"content-encoding: %b\r\n" % coding.encode())
     for i in range(len(packed)):
         upstream.say(packed[i : i + 1])
-    await asyncio.wait_for(upstream.relay.first(), 1)
+    await asyncio.wait_for(upstream.relay.first(), 30)
     assert upstream.relay.go_live(sink).endswith(parts["mark"])
 
 
@@ -533,7 +533,7 @@ async def test_a_broken_or_exploding_compression(data: bytes) -> None:
     upstream = Upstream("chat", head=b"content-encoding: gzip\r\n")
     upstream.say(data)
     with pytest.raises(TransportFailure) as caught:
-        await asyncio.wait_for(upstream.relay.first(), 1)
+        await asyncio.wait_for(upstream.relay.first(), 30)
     assert caught.value.kind == "malformed"
 
 
@@ -555,7 +555,7 @@ async def test_a_paused_client_does_not_hold_an_ended_upstream() -> None:
     upstream.relay.resume()
     assert upstream.reading
     upstream.say(parts["finish"] + parts["mark"])
-    await asyncio.wait_for(upstream.relay.answered(), 1)
+    await asyncio.wait_for(upstream.relay.answered(), 30)
     assert upstream.reading
     upstream.relay.pause()
     assert upstream.reading
@@ -656,14 +656,14 @@ def test_one_ending_and_never_a_clean_one_after_a_break(
                 sink.pieces.append(relay.go_live(sink))
                 live = True
         try:
-            await asyncio.wait_for(relay.first(), 1)
+            await asyncio.wait_for(relay.first(), 30)
         except TransportFailure:
             assert not live or relay.failure is not None
         if not live:
             assert sink.pieces == []
             return
         try:
-            await asyncio.wait_for(relay.answered(), 1)
+            await asyncio.wait_for(relay.answered(), 30)
         except TransportFailure:
             assert relay.broken is not None
             assert comments(sink.all) == []

@@ -277,7 +277,7 @@ async def server() -> AsyncIterator[ReplayServer]:
 
 
 def connection(server: ReplayServer) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=10)
+    return http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=60)
 
 
 async def test_the_server_keeps_connections_and_streams_in_chunks(server: ReplayServer) -> None:

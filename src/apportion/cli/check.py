@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,10 +12,10 @@ import click
 from apportion.cli.start import DEFAULT_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from apportion.measure.price import MachinePrice, TokenPrice
-    from apportion.serve.config.schema import Budget, Config, Key, Model, Team
+    from apportion.serve.config.schema import Budget, Config, Key, Model, PolicyChoice, Team
 
 
 _BOOKS = ("url", "redis", "durability", "when_lost", "journal")
@@ -41,22 +42,23 @@ def command(file: str, json_: bool) -> None:
             raise
         as_json({"file": file, "valid": False, "problems": msgspec.to_builtins(error.problems)})
         sys.exit(1)
-    report = meaning(config, time.time())
+    report = meaning(config, time.time(), Path(file).parent)
     if json_:
         as_json({"file": file, "valid": True, **report})
     else:
         _show(file, report)
 
 
-def meaning(config: Config, now: float) -> dict[str, Any]:
+def meaning(config: Config, now: float, beside: Path | None = None) -> dict[str, Any]:
     """What a valid configuration means: models with their endpoints and prices, who may spend what, where the books
-    are, and notes. ``now`` (Unix seconds) tells which keys have expired.
+    are, and notes. ``now`` (Unix seconds) tells which keys have expired; files of profiles lie ``beside`` it.
     """
     models = [_model(config, name, model) for name, model in config.models.items()]
     return {
         "listen": f"{config.listen.host}:{config.listen.port}",
         "organisation": config.organisation,
         "models": models,
+        "decisions": list(_decisions(config)),
         "budgets": [_budget(budget) for budget in config.all_budgets()],
         "limits": [
             *(_limits(f"team:{name}", team) for name, team in config.teams.items()),
@@ -65,7 +67,12 @@ def meaning(config: Config, now: float) -> dict[str, Any]:
         "teams": list(config.teams),
         "keys": [key.name for key in config.keys],
         "ledger": _ledger(config),
-        "notes": [*_notes(config, models), *_people_notes(config, now)],
+        "notes": [
+            *_notes(config, models),
+            *_unread(config),
+            *_unprofiled(config, beside),
+            *_people_notes(config, now),
+        ],
     }
 
 
@@ -94,6 +101,71 @@ def _model(config: Config, name: str, model: Model) -> dict[str, Any]:
         "worth_usd": model.worth_usd,
         "endpoints": endpoints,
     }
+
+
+def _decisions(config: Config) -> Iterator[dict[str, str]]:
+    """What is decided besides the endpoint: where, by what."""
+
+    def said(where: str, setting: str, choice: PolicyChoice | str | None) -> Iterator[dict[str, str]]:
+        if choice is not None:
+            name = choice if isinstance(choice, str) else _named(choice.name, choice.parameters)
+            yield {"of": where, "setting": setting, "value": name}
+
+    for name, model in config.models.items():
+        if model.rollout < 1.0:
+            yield from said(name, "rollout", f"{model.rollout:.0%}, else {model.baseline.name}")
+        for setting in ("shadow", "admit", "strategy", "guard"):
+            yield from said(name, setting, getattr(model, setting))
+        for setting in ("quality", "length"):
+            yield from said(name, f"predict.{setting}", getattr(model.predict, setting))
+        checks = [check.kind for check in model.feedback.checks]
+        yield from said(name, "feedback.checks", ", ".join(checks) or None)
+        if model.feedback.judge is not None:
+            judge = model.feedback.judge
+            yield from said(name, "feedback.judge", f"{judge.model}, {judge.share:.0%} of the answers")
+        if model.examples is not None:
+            yield from said(name, "examples", f"{model.examples.teacher} for {model.examples.student}")
+    for name, endpoint in config.endpoints.items():
+        if endpoint.queue is not None:
+            yield from said(name, "queue", endpoint.queue.policy)
+    if config.text.encoder != "off":
+        yield from said("all", "text.encoder", config.text.encoder)
+    if config.cache.enabled:
+        kinds = "exact and semantic" if config.cache.semantic else "exact"
+        yield from said("all", "cache", f"{kinds}, {config.cache.eviction}")
+
+
+def _unread(config: Config) -> Iterator[str]:
+    """What was turned on and cannot do what it is for."""
+    from apportion.core import catalogue
+    from apportion.core.policy import Policy
+
+    if config.cache.enabled and config.cache.semantic and config.text.encoder == "off":
+        yield "The cache is semantic, but nothing tells what texts mean: set `text.encoder: minilm`."
+    for name, model in config.models.items():
+        found = catalogue.find(model.policy.name)
+        learns = issubclass(found, Policy) and found.learns
+        outcomes = model.feedback.checks or model.feedback.judge or model.feedback.retry_s
+        if learns and not outcomes:
+            yield (
+                f"The policy of model {name} learns from how good answers were, and only `POST /v1/feedback` "
+                "says so (no checks, no judge, `feedback`)."
+            )
+
+
+def _unprofiled(config: Config, beside: Path | None) -> Iterator[str]:
+    """Which endpoints `apportion replay` will not know how to model although the file says how."""
+    if all(endpoint.profile is None for endpoint in config.endpoints.values()):
+        return
+    from apportion.simulate.profile import ProfileError
+    from apportion.simulate.profiles import load
+
+    for name, endpoint in config.endpoints.items():
+        if endpoint.profile is not None:
+            try:
+                load(endpoint.profile, beside=beside)
+            except ProfileError as error:
+                yield f"The profile of endpoint {name} cannot be read: {error}"
 
 
 def _price(price: TokenPrice | MachinePrice | None) -> dict[str, float] | None:
@@ -220,6 +292,8 @@ def _show(file: str, report: dict[str, Any]) -> None:
             rows.append((*first, endpoint["endpoint"], endpoint["kind"], endpoint["model"], price, quality))
             first = ("", "")
     table("Models", ("model", "policy", "endpoint", "kind", "model there", "price, USD", "quality"), rows)
+    decisions = [(d["of"], d["setting"], d["value"]) for d in report["decisions"]]
+    table("Decisions", ("of", "setting", "by"), decisions)
     budgets = [
         (b["name"], f"{b['amount']:,.12g} {b['resource']}", _window(b), b["scope"], _strictness(b))
         for b in report["budgets"]
@@ -259,8 +333,13 @@ def _strictness(budget: dict[str, Any]) -> str:
 
 
 def _policy(model: dict[str, Any]) -> str:
-    parameters = ", ".join(f"{name}={value}" for name, value in model["parameters"].items())
-    return f"{model['policy']} ({parameters})" if parameters else str(model["policy"])
+    return _named(model["policy"], model["parameters"])
+
+
+def _named(name: str, parameters: Mapping[str, object]) -> str:
+    """A method with its parameters."""
+    said = ", ".join(f"{key}={value}" for key, value in parameters.items())
+    return f"{name} ({said})" if said else name
 
 
 def _price_words(price: dict[str, float] | None, source: str) -> str:

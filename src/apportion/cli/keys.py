@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from apportion.cli.people import (
     BALANCE_HEAD,
+    OWNER_CLEARS,
     Opened,
     actor,
     balance_row,
+    changed_fields,
+    clear_option,
     form,
     given,
+    new_fields,
     opened,
     owner_fields,
     owner_options,
+    refuse_nothing,
     shown_limits,
     shown_names,
     shown_spending,
@@ -24,13 +29,16 @@ from apportion.cli.people import (
 )
 from apportion.cli.record import ledger_options
 
+if TYPE_CHECKING:
+    from apportion.serve.config.schema import Key
+
 _JSON = click.option("--json", "json_", is_flag=True, help="As JSON.")
 
 
 @click.group("keys", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """Make, list, rotate, disable and delete keys.
+    """Make, list, change, rotate, disable and delete keys.
 
     They are kept in the database of the books, as keyed hashes: a key is shown once, when it is made. A running
     proxy notices a change within a second. Keys of the configuration file are listed, and changed there.
@@ -64,7 +72,7 @@ def create(
     from apportion.serve.shown import shown_key
 
     now = time.time()
-    fields = owner_fields(**owner) | given(team=team, expires=expires, admin=admin or None)
+    fields = new_fields(owner_fields(**owner)) | given(team=team, expires=expires, admin=admin or None)
     key = new_key(form({"name": name, "tags": tags(tag), **fields}, KeyForm), now)
     with opened(ledger, file) as database:
         database.refuse_configured("key", name)
@@ -72,6 +80,59 @@ def create(
         teams = () if database.config is None else database.config.teams
         stored, secret = database.people.create_key(key, actor(), teams=teams)
     _tell(shown_key(stored.key, now, stored), secret, f"The key {name!r} is made.", json_)
+
+
+@command.command("set")
+@click.argument("key")
+@click.option("--team", help="The team it belongs to.")
+@owner_options
+@click.option("--expires", help="From when it is refused: 2027-01-31T12:00:00Z, or in 30d.")
+@click.option(
+    "--tag", "tag", multiple=True, metavar="NAME=VALUE", help="A label more, or one with another value."
+)
+@click.option("--admin/--no-admin", default=None, help="May use the admin API, too, or no longer.")
+@clear_option("team", *OWNER_CLEARS, "expires", "tags")
+@ledger_options
+@_JSON
+def set_key(
+    key: str,
+    team: str | None,
+    expires: str | None,
+    tag: tuple[str, ...],
+    admin: bool | None,
+    clear: tuple[str, ...],
+    ledger: str | None,
+    file: str | None,
+    json_: bool,
+    **owner: Any,
+) -> None:
+    """Change KEY (its name or id). What is not named stays; a list of names is replaced as a whole."""
+    from apportion.cli.show import as_json
+    from apportion.serve.forms import KeyChange, changed_key
+    from apportion.serve.shown import shown_key
+
+    now = time.time()
+    fields = owner_fields(**owner) | given(team=team, expires=expires, admin=admin)
+    labels = tags(tag)
+    refuse_nothing(fields | labels, clear)
+    with opened(ledger, file) as database:
+        database.refuse_configured("key", key)
+        known = database.known()
+
+        def change(before: Key) -> Key:
+            wanted = changed_fields(before, fields, clear)
+            if labels or "tags" in clear:
+                wanted["tags"] = ({} if "tags" in clear else before.tags) | labels
+            after = changed_key(before, form(wanted, KeyChange), now)
+            known.check_key(after)
+            return after
+
+        teams = () if database.config is None else database.config.teams
+        stored = database.people.change_key(key, change, actor(), teams=teams)
+    if json_:
+        as_json(shown_key(stored.key, now, stored))
+    else:
+        click.echo(f"The key {stored.key.name!r} is changed.")
 
 
 @command.command("list")
@@ -102,12 +163,15 @@ def list_keys(ledger: str | None = None, file: str | None = None, json_: bool = 
 def show(key: str, ledger: str | None, file: str | None, json_: bool) -> None:
     """Show KEY (its name or id) and what is left of its budgets. Nobody can show the key itself."""
     from apportion.cli.show import as_json, table
+    from apportion.serve.config.budgets import budgets_for
     from apportion.serve.shown import shown_balance
 
     with opened(ledger, file) as database:
         found = _find(database, key)
         scopes = [f"key:{found['name']}"] + ([f"team:{found['team']}"] if found["team"] else [])
-        left = [shown_balance(each) for each in database.people.balances(subjects=scopes)]
+        whole = database.merged
+        wanted = [(budget, scope) for scope in scopes for budget in budgets_for(whole, scope)]
+        left = [shown_balance(each) for each in database.people.balances_of(wanted)]
     if json_:
         as_json({**found, "budgets": left})
         return
@@ -115,6 +179,8 @@ def show(key: str, ledger: str | None, file: str | None, json_: bool) -> None:
         **found,
         "models": shown_names(found["models"]),
         "endpoints": shown_names(found["endpoints"]),
+        "require": ", ".join(found["require"]),
+        "routing": "yes" if found["routing"] else "no",
         "tags": ", ".join(f"{name}={value}" for name, value in found["tags"].items()),
         "limits": shown_limits(found["limits"]),
         "budget": shown_spending(found["budget"]),
@@ -169,7 +235,9 @@ def enable(key: str, ledger: str | None, file: str | None, json_: bool) -> None:
 @ledger_options
 @_JSON
 def delete(key: str, ledger: str | None, file: str | None, json_: bool) -> None:
-    """Delete KEY (its name or id). What it spent stays in the books under its name."""
+    """Delete KEY (its name or id). What it spent stays in the books under its name, so that no other key can be
+    called so again. `disable` refuses one for a while.
+    """
     from apportion.cli.show import as_json
 
     with opened(ledger, file) as database:

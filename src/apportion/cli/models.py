@@ -1,4 +1,4 @@
-"""``apportion models``: the weights of local models on this machine."""
+"""``apportion models``: the weights of local models and encoders on this machine."""
 
 from __future__ import annotations
 
@@ -64,12 +64,17 @@ def list_models(file: str | None = None, json_: bool = False) -> None:
 @click.option("--sha256", help="What the weights must hash to.")
 @click.option("--json", "json_", is_flag=True, help="As JSON.")
 def fetch(model: str, sha256: str | None, json_: bool) -> None:
-    """Fetch the weights of MODEL, if they are not here yet. An interrupted download is resumed."""
+    """Fetch the weights of MODEL, if they are not here yet, and what they need. An interrupted download is
+    resumed.
+    """
     from apportion.cli.show import as_json, bytes_progress
     from apportion.serve import store
 
+    entry = store.KNOWN.get(model)
     with bytes_progress() as progress:
         path = store.fetch(model, sha256=sha256, progress=progress)
+        for needed in entry.needs if entry else ():
+            store.fetch(needed, progress=progress)
     if json_:
         as_json({"model": model, "path": str(path)})
     else:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import click
 
@@ -17,11 +17,30 @@ from apportion.core.errors import ApportionError
 if TYPE_CHECKING:
     import msgspec
 
-    from apportion.serve.config.schema import Config
+    from apportion.serve.config.schema import Config, Key, Team
     from apportion.serve.forms import Known
     from apportion.serve.ledger.people import People
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
+
+_PARTS: Final = {
+    "limits": {"rpm": "requests_per_minute", "tpm": "tokens_per_minute", "parallel": "parallel"},
+    "budget": {"usd": "usd", "tokens": "tokens"},
+}
+"""Options that are parts of one field."""
+OWNER_CLEARS: Final = (
+    *("models", "endpoints", "require"),
+    *(name for part, options in _PARTS.items() for name in (part, *options)),
+)
+"""What of a key or team ``--clear`` can take away."""
+_NOTHING: Final[dict[str, Any]] = {
+    "models": None,
+    "endpoints": None,
+    "require": [],
+    "team": None,
+    "expires": None,
+}
+"""What such a field is then."""
 
 
 class OptionError(ApportionError):
@@ -108,19 +127,42 @@ def actor() -> str:
         return "cli"
 
 
+def hard_option(help: str) -> Callable[[_Command], _Command]:
+    """``--soft`` and ``--hard``."""
+    return click.option("--hard/--soft", default=None, help=help)
+
+
+def clear_option(*names: str) -> Callable[[_Command], _Command]:
+    """``--clear``, which takes away what no value can say."""
+    return click.option(
+        "--clear",
+        multiple=True,
+        type=click.Choice(names),
+        help="Take this away, before anything else that is said is set.",
+    )
+
+
 def owner_options(command: _Command) -> _Command:
     """What keys and teams have in common: what they may use, spend and how fast."""
     for option in (
         click.option("--parallel", type=click.IntRange(1), help="Requests under way at once."),
         click.option("--tpm", type=click.IntRange(1), help="Tokens per minute."),
         click.option("--rpm", type=click.IntRange(1), help="Requests per minute."),
-        click.option("--soft", is_flag=True, help="The budget only raises prices and refuses nothing."),
+        hard_option("The budget is kept, or only raises prices and refuses nothing.  [default: hard]"),
         click.option("--time-zone", metavar="ZONE", help="Whose days, weeks and months they are."),
         click.option(
             "--window", help="Of the budget: day, week, month, forever or a duration.  [default: forever]"
         ),
         click.option("--tokens", type=click.IntRange(0), help="Budget: tokens per window."),
         click.option("--usd", type=click.FloatRange(0), help="Budget: dollars per window."),
+        click.option(
+            "--routing/--no-routing",
+            default=None,
+            help="Takes part in what is being tried, or is left out of it.",
+        ),
+        click.option(
+            "--require", multiple=True, metavar="TAG", help="Only endpoints with this tag (these) may answer."
+        ),
         click.option("--endpoint", "endpoints", multiple=True, help="Only this endpoint (these) may answer."),
         click.option("--no-models", is_flag=True, help="No model at all: for keys that only administer."),
         click.option("--model", "models", multiple=True, help="Only this model (these) may be used."),
@@ -134,32 +176,77 @@ def owner_fields(
     models: Sequence[str],
     no_models: bool,
     endpoints: Sequence[str],
+    require: Sequence[str],
+    routing: bool | None,
     usd: float | None,
     tokens: int | None,
     window: str | None,
     time_zone: str | None,
-    soft: bool,
+    hard: bool | None,
     rpm: int | None,
     tpm: int | None,
     parallel: int | None,
 ) -> dict[str, Any]:
     """The options of `owner_options` as fields of a form; those not given are left out."""
-    fields: dict[str, Any] = {}
+    fields = given(routing=routing)
     if models and no_models:
         raise OptionError("--model and --no-models exclude each other.", field="--no-models")
     if models or no_models:
         fields["models"] = list(models)
     if endpoints:
         fields["endpoints"] = list(endpoints)
-    budget = given(usd=usd, tokens=tokens, window=window, time_zone=time_zone, hard=False if soft else None)
+    if require:
+        fields["require"] = list(require)
+    budget = given(usd=usd, tokens=tokens, window=window, time_zone=time_zone, hard=hard)
     if budget:
-        if usd is None and tokens is None:
-            raise OptionError("The budget has no amount.", field="--usd", fix="Give --usd or --tokens.")
         fields["budget"] = budget
     limits = given(requests_per_minute=rpm, tokens_per_minute=tpm, parallel=parallel)
     if limits:
         fields["limits"] = limits
     return fields
+
+
+def new_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """``fields`` of what is to be made. Raises `OptionError` for a budget without an amount."""
+    if "budget" in fields:
+        _check_amount(fields["budget"])
+    return fields
+
+
+def changed_fields(before: Key | Team, fields: dict[str, Any], clear: Collection[str]) -> dict[str, Any]:
+    """A change of ``before`` as fields of a form: first what ``clear`` names is taken away, then ``fields`` are set.
+
+    Of limits, tags and the budget those parts stay that are not named. Raises `OptionError`.
+    """
+    import msgspec
+
+    taken = set(clear)
+    wanted = {name: _NOTHING[name] for name in taken & _NOTHING.keys()} | fields
+    for part, options in _PARTS.items():
+        if part not in fields and taken.isdisjoint((part, *options)):
+            continue
+        whole = getattr(before, part)
+        kept = {} if whole is None or part in taken else msgspec.structs.asdict(whole)
+        for option in taken & options.keys():
+            kept.pop(options[option], None)
+        wanted[part] = kept | fields.get(part, {})
+    if wanted.get("budget") == {}:
+        wanted["budget"] = None
+    elif "budget" in wanted:
+        _check_amount(wanted["budget"])
+    return wanted
+
+
+def refuse_nothing(fields: dict[str, Any], clear: Collection[str]) -> None:
+    """A change must change something."""
+    if not fields and not clear:
+        raise OptionError("There is nothing to change.", fix="Give at least one option; --help lists them.")
+
+
+def _check_amount(budget: dict[str, Any]) -> None:
+    if budget.get("usd") is None and budget.get("tokens") is None:
+        fix = "Give --usd or --tokens; `set --clear budget` takes a budget away."
+        raise OptionError("The budget has no amount.", field="--usd", fix=fix)
 
 
 def given(**values: Any) -> dict[str, Any]:

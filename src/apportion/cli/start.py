@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -52,6 +53,9 @@ def run(
     """Fetch what is missing and serve until stopped; ``on_ready`` is told when it answers. The exit status."""
     import msgspec
 
+    # Arrays here are small: to hand half of one to another thread takes longer than the whole, on a busy machine very
+    # much longer. OpenBLAS must be told before numpy is loaded; workers inherit it.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from apportion.serve import supervisor
     from apportion.serve.config.reader import override
 

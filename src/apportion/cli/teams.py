@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from apportion.cli.people import (
+    OWNER_CLEARS,
     actor,
+    changed_fields,
+    clear_option,
     form,
+    new_fields,
     opened,
     owner_fields,
     owner_options,
+    refuse_nothing,
     shown_limits,
     shown_names,
     shown_spending,
 )
 from apportion.cli.record import ledger_options
+
+if TYPE_CHECKING:
+    from apportion.serve.config.schema import Team
 
 _JSON = click.option("--json", "json_", is_flag=True, help="As JSON.")
 
@@ -24,7 +32,7 @@ _JSON = click.option("--json", "json_", is_flag=True, help="As JSON.")
 @click.group("teams", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """Make, list and delete teams: what their keys may use and spend together."""
+    """Make, list, change and delete teams: what their keys may use and spend together."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_teams)
 
@@ -41,7 +49,7 @@ def create(name: str, ledger: str | None, file: str | None, json_: bool, **owner
     from apportion.serve.forms import TeamForm, changed_team
     from apportion.serve.shown import shown_team
 
-    team = changed_team(Team(), form({"name": name, **owner_fields(**owner)}, TeamForm))
+    team = changed_team(Team(), form({"name": name, **new_fields(owner_fields(**owner))}, TeamForm))
     with opened(ledger, file) as database:
         database.refuse_configured("team", name)
         database.known().check_team(name, team)
@@ -52,6 +60,38 @@ def create(name: str, ledger: str | None, file: str | None, json_: bool, **owner
         click.echo(
             f"The team {name!r} is made. Keys join it with `apportion keys create NAME --team {name}`."
         )
+
+
+@command.command("set")
+@click.argument("name")
+@owner_options
+@clear_option(*OWNER_CLEARS)
+@ledger_options
+@_JSON
+def set_team(
+    name: str, clear: tuple[str, ...], ledger: str | None, file: str | None, json_: bool, **owner: Any
+) -> None:
+    """Change the team NAME. What is not named stays; a list of names is replaced as a whole."""
+    from apportion.cli.show import as_json
+    from apportion.serve.forms import TeamChange, changed_team
+    from apportion.serve.shown import shown_team
+
+    fields = owner_fields(**owner)
+    refuse_nothing(fields, clear)
+    with opened(ledger, file) as database:
+        database.refuse_configured("team", name)
+        known = database.known()
+
+        def change(before: Team) -> Team:
+            after = changed_team(before, form(changed_fields(before, fields, clear), TeamChange))
+            known.check_team(name, after)
+            return after
+
+        team = database.people.change_team(name, change, actor())
+    if json_:
+        as_json(shown_team(name, team))
+    else:
+        click.echo(f"The team {name!r} is changed.")
 
 
 @command.command("list")
@@ -93,7 +133,9 @@ def list_teams(ledger: str | None = None, file: str | None = None, json_: bool =
 @ledger_options
 @_JSON
 def delete(name: str, ledger: str | None, file: str | None, json_: bool) -> None:
-    """Delete a team that has no key any more. What it spent stays in the books under its name."""
+    """Delete a team that has no key any more. What it spent stays in the books under its name, so that no other team
+    can be called so again.
+    """
     from apportion.cli.show import as_json
 
     with opened(ledger, file) as database:

@@ -15,11 +15,22 @@ from apportion.core.errors import (
     UnknownMethodError,
     UnknownResourceError,
 )
+from apportion.core.eviction import Eviction
+from apportion.core.features import Features
+from apportion.core.guard import Drawn, Guard, StreamWatch, Verdict
 from apportion.core.ledger import Ledger, MemoryLedger, Refusal
 from apportion.core.method import AnyOf, Constraint, Interval, Kind, MappingOf, Method, OneOf
 from apportion.core.option import Option
 from apportion.core.outcome import Outcome, Status
 from apportion.core.policy import Policy
+from apportion.core.predictor import (
+    Encoder,
+    Estimate,
+    LatencyPredictor,
+    LengthPredictor,
+    QualityPredictor,
+    Quantiles,
+)
 from apportion.core.pricer import Pricer
 from apportion.core.resource import (
     BYTES,
@@ -64,10 +75,18 @@ __all__ = [
     "Constraint",
     "Cost",
     "Decision",
+    "Drawn",
     "DuplicateMethodError",
+    "Encoder",
+    "Estimate",
+    "Eviction",
+    "Features",
+    "Guard",
     "Interval",
     "Kind",
+    "LatencyPredictor",
     "Ledger",
+    "LengthPredictor",
     "MappingOf",
     "MemoryLedger",
     "Method",
@@ -79,6 +98,8 @@ __all__ = [
     "Plan",
     "Policy",
     "Pricer",
+    "QualityPredictor",
+    "Quantiles",
     "Refusal",
     "Reply",
     "Resource",
@@ -86,8 +107,10 @@ __all__ = [
     "State",
     "Status",
     "Strategy",
+    "StreamWatch",
     "UnknownMethodError",
     "UnknownResourceError",
+    "Verdict",
     "add_resource",
     "catalogue",
     "drive",

@@ -25,8 +25,8 @@ GROUP = "apportion"
 """The entry point group of plugins: the entry's name is the method's, its value ``module:Class``."""
 
 _PACKAGE = Path(__file__).parents[1]
-_ROOMS = ("policy", "reason")
-"""Rooms that hold methods: the families of ``policy`` are its folders, ``reason`` is one family."""
+_FOLDERS = ("policy", "predict")
+"""Rooms whose folders are families of methods. ``reason`` is one family."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +181,9 @@ def _places() -> dict[str, str]:
 
 
 def _built_in() -> Iterable[tuple[str, str]]:
-    for path in sorted((_PACKAGE / "policy").glob("[!_]*/[!_]*.py")):
-        yield f"{path.parent.name}/{path.stem}", f"apportion.policy.{path.parent.name}.{path.stem}"
+    for room in _FOLDERS:
+        for path in sorted((_PACKAGE / room).glob("[!_]*/[!_]*.py")):
+            yield f"{path.parent.name}/{path.stem}", f"apportion.{room}.{path.parent.name}.{path.stem}"
     for path in sorted((_PACKAGE / "reason").glob("[!_]*.py")):
         yield f"reason/{path.stem}", f"apportion.reason.{path.stem}"
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import doctest
+import gc
 import inspect
 import itertools
 import json
@@ -30,6 +31,7 @@ from apportion.core.catalogue import describe_class
 from apportion.core.cost import Cost
 from apportion.core.decision import Decision
 from apportion.core.errors import ApportionError, ParameterError
+from apportion.core.features import Features
 from apportion.core.option import Option
 from apportion.core.outcome import Outcome, Status
 from apportion.core.policy import Policy
@@ -158,7 +160,7 @@ def check_inputs_unchanged(make: Callable[[], Policy]) -> None:
         decision = policy.decide(state)
         _require(state == before, policy, "decide changed the state")
         _require(decision.options is state.options, policy, "the decision copied the options")
-        outcome = _outcome(generator, decision)
+        outcome = _outcome(generator, decision, state)
         kept = copy.deepcopy(outcome)
         policy.learn(outcome)
         _require(outcome == kept and state == before, policy, "learn changed its input")
@@ -200,7 +202,7 @@ def check_learns_anything(make: Callable[[], Policy]) -> None:
     generator = random.Random(7)
     states = [_state(generator, round_) for round_ in range(40)]
     decisions = [policy.decide(state) for state in states]
-    outcomes = [_outcome(generator, decision) for decision in decisions]
+    outcomes = [_outcome(generator, *both) for both in zip(decisions, states, strict=True)]
     outcomes += [copy.deepcopy(outcome) for outcome in outcomes[::3]]
     outcomes += [Outcome("never-decided", status, "nobody", Cost()) for status in _STATUSES]
     outcomes += [Outcome("", "ok", None, Cost(usd=0.0), quality=None, latency_s=None, censored=True)]
@@ -235,9 +237,10 @@ def check_bounded(make: Callable[[], Policy]) -> None:
     for stop in (10_000, 20_000):
         for round_ in range(stop - 10_000, stop):
             offer = [Option(f"{round_}-{k}", 0.01 * k, Cost(usd=0.001 * k), load=0.1 * k) for k in range(2)]
-            decision = policy.decide(State(float(round_), offer, id=str(round_), prices={"usd": 1.0}))
+            state = State(float(round_), offer, id=str(round_), prices={"usd": 1.0})
+            decision = policy.decide(state)
             if round_ % 2:
-                policy.learn(Outcome(decision.id, "ok", decision.action, Cost(usd=0.001)))
+                policy.learn(Outcome(decision.id, "ok", decision.action, Cost(usd=0.001), 0.5, state=state))
         sizes.append(len(pickle.dumps(policy)))
     _require(sizes[1] <= 1.1 * sizes[0] + 1000, policy, f"state grew from {sizes[0]} to {sizes[1]} bytes")
 
@@ -292,7 +295,7 @@ def play(policy: Policy, rounds: int = 100, seed: int = 0) -> list[tuple[object,
         _valid(policy, state, decision)
         course.append((decision.choice, decision.action, decision.probability, decision.worths))
         if generator.random() < 0.8:
-            policy.learn(_outcome(generator, decision))
+            policy.learn(_outcome(generator, decision, state))
     return course
 
 
@@ -325,11 +328,15 @@ def watched() -> Iterator[set[str]]:
             if hasattr(numpy_random, name):
                 spy = _spy(getattr(numpy_random, name), f"numpy.random.{name}", touched)
                 stack.enter_context(mock.patch.object(numpy_random, name, spy))
+        collecting = gc.isenabled()
+        gc.disable()  # callbacks of the collector (hypothesis has one) are not the policy's doing
         sys.setprofile(watch)
         try:
             yield touched
         finally:
             sys.setprofile(before)
+            if collecting:
+                gc.enable()
 
 
 _GLOBAL_RANDOM = random.random.__self__  # type: ignore[attr-defined]
@@ -427,10 +434,28 @@ def _state(generator: random.Random, round_: int) -> State:
         for k in present
     ]
     prices = generator.choice(({}, {"usd": 1.0}, {"usd": 1.0 + generator.random(), "tokens": 1e-6}))
-    return State(10.0 * round_, options, id=f"decision-{round_}", request={"tokens": round_}, prices=prices)
+    for option in options:
+        option.quality = generator.choice((None, generator.random()))
+        option.quality_sd = None if option.quality is None else generator.choice((None, 0.1))
+    return State(
+        10.0 * round_,
+        options,
+        id=f"decision-{round_}",
+        request={"tokens": round_},
+        prices=prices,
+        features=_features(generator),
+    )
 
 
-def _outcome(generator: random.Random, decision: Decision) -> Outcome:
+def _features(generator: random.Random) -> Features | None:
+    """None, counts alone, or counts and an embedding (of 5 and 8 dimensions)."""
+    lexical = tuple(generator.random() for _ in range(5))
+    vector = [generator.gauss(0.0, 1.0) for _ in range(8)]
+    length = math.sqrt(sum(x * x for x in vector))
+    return generator.choice((None, Features(lexical), Features(lexical, tuple(x / length for x in vector))))
+
+
+def _outcome(generator: random.Random, decision: Decision, state: State | None = None) -> Outcome:
     return Outcome(
         decision.id,
         generator.choice(_STATUSES),
@@ -439,6 +464,8 @@ def _outcome(generator: random.Random, decision: Decision) -> Outcome:
         quality=generator.choice((None, 0.0, 1.0, generator.random())),
         latency_s=generator.choice((None, generator.random())),
         censored=generator.random() < 0.2,
+        state=state if generator.random() < 0.8 else None,
+        revised=generator.random() < 0.1,
     )
 
 

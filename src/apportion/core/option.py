@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from apportion.core.cost import Cost
@@ -24,3 +25,6 @@ class Option:
     cost_sd: Cost | None = field(default=None, kw_only=True)
     load: float | None = field(default=None, kw_only=True)
     weight: float = field(default=1.0, kw_only=True)
+    quality: float | None = field(default=None, kw_only=True)
+    quality_sd: float | None = field(default=None, kw_only=True)
+    facts: Mapping[str, object] | None = field(default=None, kw_only=True)

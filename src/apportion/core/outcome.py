@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from apportion.core.cost import Cost
+from apportion.core.state import State
 
 Status = Literal["ok", "failed", "timeout", "cancelled", "refused"]
 
@@ -16,7 +17,9 @@ class Outcome:
 
     ``decision_id`` and ``action`` are the decision's; ``cost`` is measured. ``quality`` is in [0, 1],
     None when no signal came (yet). ``latency_s`` is None when unknown. ``censored`` says that a limit cut
-    it short, so the true cost and latency are at least those given.
+    it short, so the true cost and latency are at least those given. ``state`` is what was known at the
+    decision, None when that is no longer kept. ``revised`` marks a later word on a decision whose cost was
+    told before: only ``quality`` is new.
     """
 
     decision_id: str
@@ -26,3 +29,5 @@ class Outcome:
     quality: float | None = None
     latency_s: float | None = None
     censored: bool = False
+    state: State | None = None
+    revised: bool = False

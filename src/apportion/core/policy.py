@@ -22,6 +22,9 @@ class Policy(Method):
     learns: ClassVar[bool] = False
     """Whether `learn` does anything; where it does not, no outcome need be made for it."""
 
+    wants_features: ClassVar[bool] = False
+    """Whether `decide` looks at `State.features`; where it does not, the request need not be read."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.learns = cls.learn is not Policy.learn

@@ -62,6 +62,9 @@ class Strategy(Method):
         more.
         """
 
+    def learn(self, details: Mapping[str, object], quality: float) -> None:
+        """Take in how good, in [0, 1], the answer with these ``details`` was: late, twice or never. Here: nothing."""
+
 
 def drive(plan: Plan, call: Callable[[Call], Reply]) -> Answer:
     """Run ``plan`` to its answer, making each call with ``call``, one after the other."""

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any, Self
 
+from apportion.core.prospect import TokenUsd
 from apportion.measure.usage import Usage
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 Amount = int | float | str | Decimal
 
 _PUSD = 10**12
+_USD = 1e-12
 _PUSD_PER_TOKEN = 10**6
 """Pico-dollars per token of one dollar per million tokens."""
 
@@ -141,6 +143,10 @@ class TokenPrice:
             total += tokens_out * self.output
         return total
 
+    def usd(self) -> TokenUsd:
+        """The prices in dollars, for predictions."""
+        return TokenUsd(self.request * _USD, self.input * _USD, self.cached_input * _USD, self.output * _USD)
+
     def of_service(self, service: str | None) -> TokenPrice:
         """The prices of a class of service, as a request or an answer names it; these where it has none of its own."""
         for name, price in self.services:
@@ -201,6 +207,11 @@ class MachinePrice:
     def of(cls, usd_per_hour: Amount) -> Self:
         """The price of a machine that costs ``usd_per_hour`` dollars per hour."""
         return cls(hour=_whole(usd_per_hour, _PUSD))
+
+    @property
+    def usd_per_s(self) -> float:
+        """Dollars for a server-second, for predictions."""
+        return self.hour * _USD / 3600
 
     def units(self, server_seconds: float) -> int:
         """What ``server_seconds`` of the machine cost, in pico-dollars, to the nearest."""

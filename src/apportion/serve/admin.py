@@ -18,7 +18,8 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from apportion.serve import errors
-from apportion.serve.config.schema import Budget, Key, Team
+from apportion.serve.config.budgets import budgets_for
+from apportion.serve.config.schema import Budget, Config, Key, Team
 from apportion.serve.config.units import show_moment
 from apportion.serve.forms import (
     BudgetChange,
@@ -37,6 +38,7 @@ from apportion.serve.forms import (
     new_budget,
     new_key,
 )
+from apportion.serve.keyring import Snapshot, merged
 from apportion.serve.ledger.balances import Balance
 from apportion.serve.ledger.people import (
     MissingError,
@@ -179,8 +181,9 @@ class Admin:
         scopes = [f"key:{key.name}"] + ([f"team:{key.team}"] if key.team is not None else [])
         left: Sequence[Balance] = ()
         if self.people is not None:
-            left = await self._asked(self.people.balances, subjects=scopes)
-            left = [each for each in left if each.budget in self._runtime().books.names]
+            config = self._runtime().config
+            wanted = [(budget, scope) for scope in scopes for budget in budgets_for(config, scope)]
+            left = await self._asked(self.people.balances_of, wanted)
             try:
                 stored = await self._asked(self.people.key, key.name)
             except errors.NotFoundError:
@@ -292,12 +295,13 @@ class Admin:
     # budgets
 
     async def _list_budgets(self, visit: Visit) -> None:
-        people = self._open()
-        stored = await self._asked(people.all_budgets)
-        configured = self._runtime().configured.all_budgets()
-        names = {budget.name for budget in configured}
-        found = [shown_budget(budget, stored=False) for budget in configured]
-        found += [shown_budget(budget) for budget in stored if budget.name not in names]
+        configured = self._runtime().configured
+        snapshot = await self._asked(self._open().snapshot)
+        names = _budget_names(configured)
+        found = [
+            shown_budget(budget, stored=budget.name not in names)
+            for budget in merged(configured, snapshot).all_budgets()
+        ]
         visit.send({"object": "list", "data": found})
 
     async def _create_budget(self, visit: Visit) -> None:
@@ -317,7 +321,7 @@ class Admin:
         budget = next((each for each in runtime.config.all_budgets() if each.name == name), None)
         if budget is None:
             raise errors.NotFoundError(f"There is no budget {name[:100]!r}.", field="name")
-        stored = name not in {each.name for each in runtime.configured.all_budgets()}
+        stored = name not in _budget_names(runtime.configured)
         found = await self._asked(people.balances, budgets=[name])
         visit.send(
             {**shown_budget(budget, stored=stored), "accounts": [shown_balance(each) for each in found]}
@@ -368,6 +372,11 @@ class Admin:
             for each in found
         ]
         visit.send({"object": "list", "data": data})
+
+
+def _budget_names(configured: Config) -> set[str]:
+    """Of all budgets that are not in the database, those of the proxy's own keys included."""
+    return {budget.name for budget in merged(configured, Snapshot()).all_budgets()}
 
 
 def _actor(visit: Visit) -> str:

@@ -7,14 +7,15 @@ there is one mechanism. What a worker may spend of an account lies in its purse.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, Final
 
 from apportion.core.budget import Budget
-from apportion.core.cost import Cost
 from apportion.core.errors import ApportionError
 from apportion.core.pricer import Pricer
+from apportion.core.sheet import Sheet, payers, tell_all
 from apportion.serve import errors
 from apportion.serve.config.budgets import budget_of, limits_of
 from apportion.serve.config.schema import Budget as BudgetConfig
@@ -30,110 +31,10 @@ ESTIMATED: Final = len(RESOURCES)
 
 _PLACES: Final = {name: place for place, name in enumerate(RESOURCES)}
 _CAPPING: Final = (TOKENS, USD, SERVER_SECONDS, JOULES, GCO2)
-_FRESH_S: Final = 0.02
-"""Prices move at most this often; what is spent in between moves them together (a mini-batch of the dual step)."""
 _MOST: Final = 8192
 """Kinds of requests remembered; more are worked out anew."""
 _WARN: Final = 0.1
 """A soft budget warns when less than this part of it is left."""
-
-
-class Sheet:
-    """What one kind of request (a key asking for a model) pays and reports: prices in, spendings out."""
-
-    __slots__ = (
-        "_at",
-        "_count",
-        "_gco2",
-        "_joules",
-        "_ledger",
-        "_outside",
-        "_pricers",
-        "_prices",
-        "_server_s",
-        "_tokens",
-        "_usd",
-        "_value",
-    )
-
-    def __init__(
-        self, outside: Mapping[str, float], pricers: tuple[Pricer, ...], ledger: Ledger | None = None
-    ) -> None:
-        self._outside = outside
-        self._pricers = pricers
-        self._ledger = ledger
-        self._prices: Mapping[str, float] = outside
-        self._at = -1e15
-        self._count = 0
-        self._usd = self._tokens = self._server_s = self._value = self._joules = self._gco2 = 0.0
-
-    def prices(self, now: float) -> Mapping[str, float]:
-        """Dollars per unit of each resource: outside prices and the shadow prices of the budgets that apply."""
-        if not self._pricers or 0.0 <= now - self._at < _FRESH_S:
-            return self._prices
-        self._at = now
-        self.flush(now)
-        total = dict(self._outside)
-        for pricer in self._pricers:
-            for name, price in pricer.prices(now).items():
-                total[name] = total.get(name, 0.0) + price
-        self._prices = total
-        return total
-
-    def flush(self, now: float) -> None:
-        """Tell the pricers what was spent since they were told last."""
-        if self._count:
-            n = self._everybody
-            cost = Cost(
-                usd=self._usd * n,
-                tokens=self._tokens * n,
-                server_seconds=self._server_s * n,
-                joules=self._joules * n,
-                gco2=self._gco2 * n,
-                requests=self._count * n,
-            )
-            for pricer in self._pricers:
-                pricer.spend(cost, now, self._value * n)
-            self._count = 0
-            self._usd = self._tokens = self._server_s = self._value = self._joules = self._gco2 = 0.0
-
-    @property
-    def _everybody(self) -> float:
-        """How many spend: each worker sees its own requests only, and takes the others to have spent as much."""
-        return 1.0 if self._ledger is None else float(self._ledger.holders)
-
-    def pays(self, outside: Mapping[str, float], pricers: tuple[Pricer, ...]) -> bool:
-        """Whether these are the prices it is made of."""
-        return self._outside == outside and self._pricers == pricers
-
-    def spent(
-        self,
-        usd: float | None,
-        tokens: int,
-        server_s: float,
-        value_usd: float,
-        now: float,
-        joules: float = 0.0,
-        gco2: float = 0.0,
-    ) -> None:
-        """Take in what an answer cost and what it bought. Dollars that are unknown move no price."""
-        if not self._pricers:
-            return
-        if usd is None:
-            n = self._everybody
-            cost = Cost(
-                tokens=tokens * n, server_seconds=server_s * n, joules=joules * n, gco2=gco2 * n, requests=n
-            )
-            for pricer in self._pricers:
-                pricer.spend(cost, now, value_usd * n)
-            return
-        self._count += 1
-        self._usd += usd
-        self._tokens += tokens
-        self._server_s += server_s
-        self._joules += joules
-        self._gco2 += gco2
-        self._value += value_usd
 
 
 class Books:
@@ -164,17 +65,18 @@ class Books:
         """By kind of scope and the name they are for ("" for each)."""
         self.per_request: dict[int, int] = {}
         """The most of a resource, by place, that one request may take, in smallest parts."""
-        self.names = {"requests_per_minute", "tokens_per_minute", "parallel"}
-        """Of all budgets that there are."""
         for entry in config.all_budgets():
-            self.names.add(entry.name)
             self._add(entry)
         self._saved: dict[str, str] = dict(saved_prices or {})
         self._lines: dict[tuple[str, str, str, str, str], Lines] = {}
         self._pricers: dict[str, Pricer | None] = {}
         self._sheets: dict[tuple[str, str], Sheet] = {}
+        self._pending: list[Sheet] = []
+        """Those whose spending no pricer has been told of."""
         self._previous = previous._pricers if previous is not None else {}
         if previous is not None:
+            self._pending = previous._pending  # sheets that stay go on adding to it
+            tell_all(self._pending, now)
             # Also those that nobody has asked for since the start.
             self._saved = previous._saved | previous.saved_prices(now) | self._saved
             for at, sheet in previous._sheets.items():
@@ -260,15 +162,13 @@ class Books:
         if found is None:
             if len(self._sheets) >= _MOST:
                 self._sheets.clear()
-            found = self._sheets[at] = Sheet(self._outside, self._pricers_of(key, model), self._ledger)
+            pricers = self._pricers_of(key, model)
+            found = self._sheets[at] = Sheet(self._outside, pricers, self._ledger, self._pending)
         return found
 
     def _pricers_of(self, key: str, model: str) -> tuple[Pricer, ...]:
-        team = self._team_of.get(key, "")
-        found = [self._pricer("all", "all", "")]
-        for kind, name in (("team", team), ("key", key), ("model", model)):
-            if name:
-                found.append(self._pricer(f"{kind}:{name}", kind, name))
+        who = payers(self._team_of.get(key, ""), key, model)
+        found = [self._pricer(subject, kind, name) for subject, kind, name in who]
         return tuple(pricer for pricer in found if pricer is not None)
 
     def _pricer(self, subject: str, kind: str, name: str) -> Pricer | None:
@@ -283,17 +183,28 @@ class Books:
 
     def saved_prices(self, now: float) -> dict[str, str]:
         """What is to be remembered of the prices, by scope."""
-        for sheet in self._sheets.values():
-            sheet.flush(now)
-        return {s: json.dumps(p.save()) for s, p in self._pricers.items() if p is not None}
+        with self._told(now) as pricers:
+            return {scope: json.dumps(pricer.save()) for scope, pricer in pricers.items()}
+
+    @contextmanager
+    def _told(self, now: float) -> Iterator[dict[str, Pricer]]:
+        """The pricers as if they had been told everything. Afterwards they are as before: who looks moves no price."""
+        pricers = {scope: pricer for scope, pricer in self._pricers.items() if pricer is not None}
+        concerned = {id(pricer): pricer for sheet in self._pending for pricer in sheet.pricers}
+        before = [(pricer, pricer.save()) for pricer in concerned.values()]
+        for sheet in self._pending:
+            sheet.tell(now)
+        try:
+            yield pricers
+        finally:
+            for pricer, state in before:
+                pricer.load(state)
 
     def explain_prices(self, now: float) -> dict[str, Any]:
         """All prices as they stand: outside, and by scope with the reasons."""
-        for sheet in self._sheets.values():
-            sheet.flush(now)
         scopes = {}
-        for scope, pricer in self._pricers.items():
-            if pricer is not None:
+        with self._told(now) as pricers:
+            for scope, pricer in pricers.items():
                 scopes[scope] = {
                     "prices": dict(pricer.prices(now)),
                     "why": pricer.explain(now).splitlines(),

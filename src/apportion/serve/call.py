@@ -71,9 +71,17 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Larger goes first."""
     tags: Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=32)] | None = None
     """Labels for the books."""
+    require: Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=32)] | None = None
+    """Endpoint tags that must all be there."""
+    cache: Literal["on", "off", "exact", "refresh"] | None = None
+    """Whether an answer that is kept will do; "refresh" asks anew and keeps that."""
+    cache_max_age_s: Annotated[float, Meta(ge=0, le=1e9)] | None = None
+    """The oldest answer that will do, in seconds."""
+    expect: Annotated[str, Meta(max_length=4096)] | None = None
+    """The right answer, for the check `exact`."""
 
     def __post_init__(self) -> None:
-        for name in ("max_usd", "deadline_s", "max_joules", "effort"):
+        for name in ("max_usd", "deadline_s", "max_joules", "effort", "cache_max_age_s"):
             value = getattr(self, name)
             if value is not None and value != value:
                 raise ValueError(f"{name} is not a number")
@@ -189,6 +197,7 @@ class Call:
         "constraints",
         "dialect",
         "fields",
+        "has_tools",
         "include_usage",
         "max_output_tokens",
         "model",
@@ -210,6 +219,7 @@ class Call:
         self.include_usage = False
         self.max_output_tokens: int | None = None
         self.n = 1
+        self.has_tools = False
         self.user: str | None = None
         """The end user as the client names it; see `identity`."""
         self.session: str | None = None
@@ -256,6 +266,7 @@ def parse(request: Request, api: Api, named: identity.Headers = identity.DEFAULT
         # Of two caps nobody knows which the endpoint obeys; the larger bounds what it can cost.
         if cap is not None and (call.max_output_tokens is None or cap > call.max_output_tokens):
             call.max_output_tokens = cap
+    call.has_tools = bool(head.tools)
     for name in FOREIGN[api]:
         fields.pop(name, None)
     if "n" in fields or "best_of" in fields:
@@ -304,7 +315,7 @@ def _with_headers(constraints: Constraints, headers: Mapping[bytes, bytes]) -> C
         if header in headers:
             text = headers[header].decode("latin-1").strip()
             listed = [unquote(t.strip()) for t in text.split(",") if t.strip()]
-            values[field] = listed if field == "tags" else text
+            values[field] = listed if field in ("tags", "require") else text
     try:
         return msgspec.convert(values, Constraints, strict=False)
     except msgspec.ValidationError as error:

@@ -199,6 +199,28 @@ class OverloadedError(GatewayError):
     anthropic_type = "overloaded_error"
 
 
+class QueueFull(OverloadedError):
+    """As many requests as `max_waiting` allows wait for the endpoint already."""
+
+    code = "queue_full"
+
+
+class WaitedTooLong(OverloadedError):
+    """The request waited `max_wait_s` for its turn at the endpoint."""
+
+    code = "waited_too_long"
+
+
+class DeadlineMissed(WaitedTooLong):
+    """The request's deadline passed while it waited for its turn."""
+
+    status = 504
+    code = "deadline_exceeded"
+    openai_type = "timeout_error"
+    anthropic_type = "timeout_error"
+    retryable = False
+
+
 class NoEndpointError(GatewayError):
     """Every endpoint of the model is out of rotation (circuit open)."""
 

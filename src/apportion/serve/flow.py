@@ -15,16 +15,22 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from apportion.core import choosing
 from apportion.core.outcome import Status
+from apportion.measure.capping import NO_CAP, Cap
 from apportion.measure.usage import Usage
-from apportion.serve import books, errors, translation
+from apportion.serve import books, errors, guarding, identity, translation
 from apportion.serve.assemble import Assembler, assembler
 from apportion.serve.call import CAP_FIELDS, NO_CONSTRAINTS, STREAMED, Api, encode_object
+from apportion.serve.continuing import Live
+from apportion.serve.errors import QueueFull
+from apportion.serve.fitness import unfit
 from apportion.serve.http.client import Exchange, Pool, Timeouts, TransportFailure, stale
 from apportion.serve.http.server import Responder
-from apportion.serve.job import NO_CAP, Cap, Job, limits_headers
+from apportion.serve.job import Job, limits_headers
 from apportion.serve.ledger.ledger import Refused
-from apportion.serve.records import usd
+from apportion.serve.queue import Place
+from apportion.serve.records import MOVED, usd
 from apportion.serve.relay import Relay
 from apportion.serve.runtime import Route
 from apportion.serve.settlement import Settlements
@@ -48,11 +54,14 @@ _FAULTS: Final = _RETRIED - {403, 404, 409, 425}
 _REPEATED: Final = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529))
 """Those after which even the same endpoint may."""
 _RESERVE_TRIES: Final = 4
+_ADMIT_AGAIN_S: Final = 5.0
+"""When to come again after not being let in; nobody knows when prices will have fallen."""
 _LAST_WORDS_S: Final = 1.0
 """How long a finished answer whose client has left is waited for to say what it used."""
 _MAX_INFLATED_BYTES: Final = 64 * 2**20
 _INCLUDE_USAGE: Final = msgspec.Raw(b'{"include_usage":true}')
 _TRUE: Final = msgspec.Raw(b"true")
+_ONE: Final = msgspec.Raw(b"1")
 _WHOLE_MARK: Final[dict[Api, bytes]] = {
     "chat": b"data: [DONE]\n\n",
     "completions": b"data: [DONE]\n\n",
@@ -78,7 +87,7 @@ async def answer(job: Job, rng: random.Random, settlements: Settlements) -> None
     deadline_s = call.constraints.deadline_s
     until_s = job.started_s + deadline_s if deadline_s is not None else 0.0
     tried: list[Route] = []
-    failed: UpstreamAnswer | TransportFailure | None = None
+    failed: UpstreamAnswer | TransportFailure | QueueFull | None = None
     paid = False
     while True:
         if until_s and time.perf_counter() >= until_s:
@@ -94,16 +103,22 @@ async def answer(job: Job, rng: random.Random, settlements: Settlements) -> None
             routes, caps = await _offer(job, tried, settlements)
         if not routes:
             raise _exhausted(job, failed) if failed is not None else _impossible(job)
+        if not job.tries and job.only is None and not job.continues:
+            admit(job, routes)
         job.tries += 1
         route, cap = await _reserve(job, routes, caps, settlements)
-        run = Run(job, route, cap, until_s, settlements)
         try:
-            if call.stream or (run.cut_s and call.api_generates):
-                # An answer that may have to be cut is streamed from the upstream even if the client wants it whole.
-                await _streamed(run, cap)
-            else:
-                await _whole(run, cap)
-            return
+            place = await _wait(job, route, until_s, settlements)
+        except (TransportFailure, QueueFull) as full:
+            failed = full
+            tried.append(route)
+            continue
+        run = Run(job, route, cap, until_s, settlements)
+        left: Live | None = None
+        try:
+            left = await _asked(run, cap)
+            if left is None:
+                return
         except (UpstreamAnswer, TransportFailure) as failure:
             run.failed(failure)
             if run.out_of_time(failure):
@@ -114,7 +129,20 @@ async def answer(job: Job, rng: random.Random, settlements: Settlements) -> None
             paid = paid or _paid(failure)
             tried.append(route)
         finally:
-            run.end()
+            run.end(place)
+        if left is not None and job.mover is not None:
+            await job.mover.go_on(job, left)
+            return
+
+
+async def _asked(run: Run, cap: Cap) -> Live | None:
+    """Ask one endpoint, and pass on what it answers; returns a stream whose rest is wanted elsewhere."""
+    job = run.job
+    if job.call.stream or ((run.cut_s or job.guarded) and job.call.api in STREAMED):
+        # An answer that may have to be cut is streamed from the upstream even if the client wants it whole.
+        return await _streamed(run, cap)
+    await _whole(run, cap)
+    return None
 
 
 def _worth_another(failure: UpstreamAnswer | TransportFailure) -> bool:
@@ -129,6 +157,14 @@ def _paid(failure: UpstreamAnswer | TransportFailure) -> bool:
     return failure.kind in _BROKEN or failure.phase == "total"
 
 
+async def offered(job: Job, settlements: Settlements) -> list[Route]:
+    """The routes that may be asked. Raises the reason why if there is none."""
+    routes, _ = await _offer(job, [], settlements)
+    if not routes:
+        raise _impossible(job)
+    return routes
+
+
 async def _offer(
     job: Job, tried: list[Route], settlements: Settlements
 ) -> tuple[list[Route], list[Cap] | None]:
@@ -137,7 +173,7 @@ async def _offer(
     if job.tight:
         # What others have spent must be known before less than was asked for is promised.
         settlements.flush()
-        await job.look([route for route in job.group.routes if route not in tried])
+        await job.look([route for route in job.routes if route not in tried])
         job.tight = False
         offer = _feasible(job, tried)
     return offer
@@ -149,6 +185,13 @@ async def _reserve(
     """Decide for one of ``routes`` and hold what it may cost. Raises the error of a budget that has not so much."""
     route = job.decide(routes)
     cap = NO_CAP if caps is None else caps[routes.index(route)]
+    if job.bare is not None and caps is not None:  # with examples it is longer than what was looked at
+        larger = job.cap(route)
+        if larger is None:
+            job.ask_instead(job.bare)
+            job.bare = None
+        else:
+            cap = larger
     for again in range(_RESERVE_TRIES):
         try:
             await job.reserve(route, cap, settlements.flush)
@@ -171,6 +214,48 @@ def _less(smaller: Cap, cap: Cap) -> bool:
     )
 
 
+def admit(job: Job, routes: list[Route]) -> None:
+    """Ask the group's admission policy, if it has one. Raises ``OverloadedError`` for who is not let in."""
+    policy = job.group.methods.admit
+    if policy is None:
+        return
+    state = job.look_at(routes)
+    used, resource = job.budget_used()
+    decision = choosing.ask_admission(
+        policy,
+        state,
+        budget_used=used,
+        budget_resource=resource,
+        deadline_s=job.call.constraints.deadline_s,
+        tenant=identity.tenant(job.key),
+    )
+    job.admission = decision
+    if decision.action in (None, "refuse"):
+        raise errors.OverloadedError(
+            f"Not let in now: {decision.why}.",
+            fix="Try again later, or offer more (`apportion.effort`, `apportion.priority`).",
+            retry_after_s=_ADMIT_AGAIN_S,
+        )
+
+
+async def _wait(job: Job, route: Route, until_s: float, settlements: Settlements) -> Place | None:
+    """Wait in the queue of the route's endpoint, if it has one. Raises the queue's refusals."""
+    queue = route.endpoint.queue
+    if queue is None:
+        return None
+    try:
+        place = await queue.enter(job.ticket(route, until_s, waits=queue.running >= queue.slots))
+    except BaseException as error:
+        job.give_back()
+        if isinstance(error, errors.GatewayError):
+            why = "full" if isinstance(error, QueueFull) else "too_late"
+            settlements.meters.queue_refused.at(route.endpoint.name, why).add()
+        raise
+    job.waited_s = place.waited_s
+    job.upstream_s += place.waited_s
+    return place
+
+
 def _out_of(name: str) -> errors.DeadlineError:
     return errors.DeadlineError(
         f"The request's '{name}' was used up before anything was produced.", field=f"apportion.{name}"
@@ -184,12 +269,14 @@ def _feasible(job: Job, tried: list[Route]) -> tuple[list[Route], list[Cap] | No
     api, constraints = call.api, call.constraints
     routes = [
         route
-        for route in job.group.routes
+        for route in job.routes
         if route.endpoint.available(now_s) and route.spoken_for(api) is not None and route not in tried
     ]
-    allowed = job.runtime.access(job.key).endpoints
-    if allowed is not None:
-        routes = [route for route in routes if route.endpoint.name in allowed]
+    access = job.runtime.access(job.key)
+    if access.endpoints is not None:
+        routes = [route for route in routes if route.endpoint.name in access.endpoints]
+    if job.group.picky or access.require or constraints.require:
+        routes = [route for route in routes if unfit(job, route) is None]
     if constraints is NO_CONSTRAINTS and not job.runtime.books.caps:
         return routes, None
     within = [(route, cap) for route in routes if (cap := job.cap(route)) is not None]
@@ -198,18 +285,20 @@ def _feasible(job: Job, tried: list[Route]) -> tuple[list[Route], list[Cap] | No
 
 async def _pause(
     job: Job,
-    failed: UpstreamAnswer | TransportFailure | None,
+    failed: UpstreamAnswer | TransportFailure | QueueFull | None,
     wait_s: float,
     longest_s: float,
     until_s: float,
 ) -> bool:
     """Wait before asking the same endpoints again; False if that is pointless."""
+    if isinstance(failed, QueueFull):
+        return False
     if isinstance(failed, UpstreamAnswer):
         if failed.status not in _REPEATED:
             return False
         wait_s = max(wait_s, failed.retry_after_s or 0.0)
     now_s = time.perf_counter()
-    resting = [r.endpoint.retry_in_s(now_s) for r in job.group.routes]
+    resting = [r.endpoint.retry_in_s(now_s) for r in job.routes]
     wait_s = max(wait_s, min(resting, default=0.0))
     if wait_s > longest_s or (until_s and now_s + wait_s >= until_s):
         return False
@@ -227,6 +316,7 @@ class Run:
         "_share",
         "cut_s",
         "deadline_cut",
+        "goes_on",
         "job",
         "reader",
         "route",
@@ -257,6 +347,8 @@ class Run:
         if self.cut_s:
             timeouts = timeouts._replace(connect_s=max(0.001, min(timeouts.connect_s, self.cut_s - now_s)))
         self.timeouts: Timeouts = timeouts
+        self.goes_on = job.mover is not None and job.mover.can(job, spoken)
+        """Whether its stream can be taken elsewhere when it breaks or must leave."""
         endpoint.circuit.begin(now_s)
         endpoint.in_flight += 1
         self._share = endpoint.clock.start(now_s)
@@ -290,22 +382,22 @@ class Run:
         events: int = 0,
         size: int = 0,
     ) -> None:
-        """An answer, whole or in part, was produced."""
+        """An answer, whole or in part, was produced. ``broken`` is why it ended early, if it did."""
         endpoint = self.route.endpoint
         now_s = time.perf_counter()
-        if broken is None:
+        if broken is None or broken == MOVED:
             endpoint.circuit.succeeded(started_s=self.started_s)
         else:
             endpoint.circuit.failed(now_s, started_s=self.started_s)
         attempt = self.job.attempted(
-            "ok" if broken is None else "failed",
+            "ok" if broken is None else "cancelled" if broken == MOVED else "failed",
             usage,
             self.server_s(now_s),
             self.started_s,
             now_s,
             finish=finish,
             failure=broken,
-            censored=cut or broken is not None,
+            censored=cut or broken is not None or self.job.continues,
         )
         attempt.output_events, attempt.output_bytes = events, size
 
@@ -349,6 +441,10 @@ class Run:
             )
         self._settlements.attempt(job, attempt, time.time())
 
+    def stopped(self) -> None:
+        """The guard has ended the answer."""
+        self._settlements.meters.guarded.at(self.job.group.name, "stopped").add()
+
     def out_of_time(self, failure: UpstreamAnswer | TransportFailure) -> bool:
         """Whether it was the request's own time (or money) that ended the try."""
         if isinstance(failure, UpstreamAnswer):
@@ -373,8 +469,12 @@ class Run:
             "cancelled", usage, server_s, self.started_s, now_s, failure="cancelled", censored=True
         )
 
-    def end(self) -> None:
-        """Whatever happened, nothing stays held."""
+    def end(self, place: Place | None) -> None:
+        """Whatever happened, nothing stays held, and the next in the queue may start."""
+        if place is not None:
+            attempts = self.job.attempts
+            place.leave(None, attempts[-1].status if attempts else "cancelled")
+            self.route.endpoint.served()
         if self._open:
             self.route.endpoint.circuit.cancelled(started_s=self.started_s)
             self.server_s(time.perf_counter())
@@ -411,6 +511,20 @@ async def _whole(run: Run, cap: Cap) -> None:
     done_s = time.perf_counter()
     if exchange.status != 200:
         raise _not_ok(exchange, spoken)
+    body, usage, finish, size = _read_whole(exchange, spoken)
+    if run.translation is not None:
+        body = translation.response(run.translation, body)
+    if usage is None or usage.input_tokens == 0:
+        usage = job.estimate(0, size, usage)
+    job.upstream_s += done_s - exchange.sent_s
+    run.settle(usage, finish, size=size)
+    job.responder.send(200, job.headers(_JSON + limits_headers(job), cost=True), body)
+    job.keep(body)
+    job.ended(200)
+
+
+def _read_whole(exchange: Exchange, spoken: Api) -> tuple[bytes, Usage | None, str | None, int]:
+    """Body, usage, finish reason and size of a whole answer. Raises ``TransportFailure`` if it is none."""
     body = exchange.body()
     try:
         usage, finish, size = read_usage(spoken, body)
@@ -426,18 +540,11 @@ async def _whole(run: Run, cap: Cap) -> None:
         wrong = translation.error_in(body)
         if wrong is not None:
             raise TransportFailure("error", f"The upstream reported an error: {wrong}", sent=True)
-    if run.translation is not None:
-        body = translation.response(run.translation, body)
-    if usage is None or usage.input_tokens == 0:
-        usage = job.estimate(0, size, usage)
-    job.upstream_s += done_s - exchange.sent_s
-    run.settle(usage, finish, size=size)
-    job.responder.send(200, job.headers(_JSON + limits_headers(job), cost=True), body)
-    job.ended(200)
+    return body, usage, finish, size
 
 
-async def _streamed(run: Run, cap: Cap) -> None:
-    """Ask for a stream and pass it on, or make one whole answer of it."""
+async def _streamed(run: Run, cap: Cap) -> Live | None:
+    """Ask for a stream and pass it on, or make one whole answer of it; returns one whose rest is wanted elsewhere."""
     job, call = run.job, run.job.call
     relay = await _open(run, _request(run, cap, streamed=True))
     first_s = time.perf_counter()
@@ -446,7 +553,10 @@ async def _streamed(run: Run, cap: Cap) -> None:
     run.route.meters.first_token_s.observe(first_s - job.started_s)
     if relay.reader.usage is not None:
         job.shrink(relay.reader.usage)
-    assemble = assembler(call.api) if run.cut_s and call.api in STREAMED else None
+    copied = run.cut_s or job.guarded or job.cache_turn is not None or run.goes_on
+    assemble = assembler(call.api) if copied and call.api in STREAMED else None
+    if run.goes_on and assemble is not None:
+        job.live = Live(relay, assemble, run.route)
     try:
         if call.stream:
             await _pass_on(job, relay, assemble)
@@ -466,26 +576,56 @@ async def _streamed(run: Run, cap: Cap) -> None:
             run.abandoned(_produced(job, relay.reader))
         raise
     except TransportFailure as failure:
-        usage = _produced(job, relay.reader)
-        if failure.phase == "deadline" and assemble is not None:
-            run.settle(usage, "length", cut=True)
-            _cut(run, assemble, usage)
-            return
-        run.settle(usage, relay.reader.finish_reason, broken=failure.kind)
-        if not call.stream:
-            # Nothing has been sent yet, but the tokens are spent: asking again would spend them twice.
-            raise errors.StreamBrokenError(str(failure)) from None
-        job.responder.finish()
+        return _broken(run, relay.reader, assemble, failure)
     else:
-        usage = _produced(job, relay.reader)
-        reader = relay.reader
-        run.settle(usage, reader.finish_reason, events=reader.output_events, size=reader.output_bytes)
-        if call.stream:
-            job.responder.finish()
-        elif assemble is not None:
-            headers = job.headers(_JSON + limits_headers(job), cost=True)
-            job.responder.send(200, headers, assemble.body(usage, cut=False))
+        _whole_stream(run, relay.reader, assemble)
+    finally:
+        job.live = None
     job.ended(200)
+    return None
+
+
+def _broken(
+    run: Run, reader: StreamReader, assemble: Assembler | None, failure: TransportFailure
+) -> Live | None:
+    """The upstream's stream has ended early: it is cut, or goes on elsewhere, or its client is told."""
+    job = run.job
+    usage = _produced(job, reader)
+    if failure.phase == "guard":
+        run.stopped()
+    if failure.phase in ("deadline", "guard") and assemble is not None:
+        run.settle(usage, "length", cut=True)
+        _cut(run, assemble, usage, "guard" if failure.phase == "guard" else "")
+        return None
+    if job.live is not None:
+        counted = job.live.usage(job.call)
+        if counted is not None and counted.output_tokens >= reader.output_events:
+            usage = counted
+        run.settle(usage, reader.finish_reason, broken=MOVED if failure.phase == "move" else failure.kind)
+        return job.live
+    run.settle(usage, reader.finish_reason, broken=failure.kind)
+    if not job.call.stream:
+        # Nothing has been sent yet, but the tokens are spent: asking again would spend them twice.
+        raise errors.StreamBrokenError(str(failure)) from None
+    job.responder.finish()
+    job.ended(200)
+    return None
+
+
+def _whole_stream(run: Run, reader: StreamReader, assemble: Assembler | None) -> None:
+    """The upstream's stream has ended as it should."""
+    job = run.job
+    usage = _produced(job, reader)
+    run.settle(usage, reader.finish_reason, events=reader.output_events, size=reader.output_bytes)
+    if job.call.stream:
+        job.responder.finish()
+        if assemble is not None and job.cache_turn is not None:
+            job.keep(assemble.body(usage, cut=False))
+    elif assemble is not None:
+        headers = job.headers(_JSON + limits_headers(job), cost=True)
+        body = assemble.body(usage, cut=False)
+        job.responder.send(200, headers, body)
+        job.keep(body)
 
 
 async def _open(run: Run, request: bytes) -> Relay:
@@ -508,6 +648,10 @@ async def _open(run: Run, request: bytes) -> Relay:
                 else None,
                 error_event=lambda error: translation.error_event(error, call.api, job.request_id),
                 whole_mark=_WHOLE_MARK.get(call.api, b"") if call.n == 1 else None,
+                watch=guarding.watch(job) if job.guarded else None,
+                temperature=guarding.temperature(call) if job.guarded else None,
+                hide_logprobs=guarding.asks_logprobs(job, spoken),
+                patient=run.goes_on,
             )
             relay.deadline_s = run.cut_s
             reused = await run.pool().send(relay, request, fresh=fresh)
@@ -567,7 +711,7 @@ def _cost_json(run: Run, reader: StreamReader) -> bytes:
     return f'{{"decision_id":"{job.id}",{amount}"cost_mark":"{mark}"}}'.encode()
 
 
-class _Tee:
+class Tee:
     """Writes to the client and to the assembler that could close its stream."""
 
     __slots__ = ("_assembler", "_responder")
@@ -590,7 +734,7 @@ async def _pass_on(job: Job, relay: Relay, assemble: Assembler | None) -> None:
     if assemble is None:
         first = relay.go_live(responder)
     else:
-        first = relay.go_live(_Tee(responder, assemble))
+        first = relay.go_live(Tee(responder, assemble))
         assemble.write(first)
     responder.start(200, headers, first)
     if responder.paused:
@@ -598,10 +742,10 @@ async def _pass_on(job: Job, relay: Relay, assemble: Assembler | None) -> None:
     await relay.answered()
 
 
-def _cut(run: Run, assemble: Assembler, usage: Usage) -> None:
-    """End an answer with what there is, because its time (or its money) is over."""
+def _cut(run: Run, assemble: Assembler, usage: Usage, name: str) -> None:
+    """End an answer with what there is, because its time (or its money) is over, or the guard has seen enough."""
     job, call = run.job, run.job.call
-    name = "deadline" if run.deadline_cut else "max-usd"
+    name = name or ("deadline" if run.deadline_cut else "max-usd")
     if call.stream:
         note = b': apportion {"%b":"exceeded","decision_id":"%b"}\n\n' % (name.encode(), job.id.encode())
         job.responder.finish(note + assemble.closing(usage, include_usage=call.include_usage))
@@ -615,12 +759,15 @@ def _request(run: Run, cap: Cap, *, streamed: bool) -> bytes:
     """The request as it goes to the endpoint, in the endpoint's own dialect."""
     job, route, call, spoken = run.job, run.route, run.job.call, run.spoken
     endpoint = route.endpoint
-    if spoken == call.api and not streamed and cap.output_tokens is None:
+    tokens = cap.output_tokens
+    if tokens is None and job.guarded_cap:
+        tokens = call.max_output_tokens  # the guard's: each endpoint has its own field for it
+    if spoken == call.api and not streamed and tokens is None:
         body = encode_object({**call.fields, "model": route.model_json})
         return endpoint.request(spoken, body, call.request.headers)
     fields = dict(call.fields)
-    if cap.output_tokens is not None:
-        _write_cap(fields, call.api, cap.output_tokens, endpoint)
+    if tokens is not None:
+        _write_cap(fields, call.api, tokens, endpoint)
     if spoken != call.api:
         run.translation = translation.translate(fields, route, call.api, spoken)
         job.dropped = run.translation.dropped
@@ -630,8 +777,12 @@ def _request(run: Run, cap: Cap, *, streamed: bool) -> bytes:
         fields["model"] = route.model_json
         if streamed:
             fields["stream"] = _TRUE
+            if run.goes_on and endpoint.continues:
+                fields["timings_per_token"] = _TRUE  # llama.cpp then counts tokens that it shows together
             if not call.include_usage and spoken in ("chat", "completions") and endpoint.config.stream_usage:
                 _ask_usage(fields)
+            if guarding.asks_logprobs(job, spoken):
+                fields |= {"logprobs": _TRUE, "top_logprobs": _ONE}
         body = encode_object(fields)
     return endpoint.request(spoken, body, call.request.headers)
 
@@ -686,9 +837,11 @@ def _decoded(exchange: Exchange) -> bytes:
 
 
 def _exhausted(
-    job: Job, failed: UpstreamAnswer | TransportFailure | None
+    job: Job, failed: UpstreamAnswer | TransportFailure | QueueFull | None
 ) -> errors.GatewayError | UpstreamAnswer:
     """What the client is told when no attempt brought an answer."""
+    if isinstance(failed, QueueFull):
+        return failed
     if isinstance(failed, UpstreamAnswer):
         if failed.status == 401:
             # The client's key is fine; and what an upstream says of a key may quote it.
@@ -704,13 +857,25 @@ def _exhausted(
 
 def _impossible(job: Job) -> errors.GatewayError:
     """Why no route may be asked at all."""
-    call, routes = job.call, job.group.routes
+    call, routes = job.call, job.routes
     now_s = time.perf_counter()
     speaking = [r for r in routes if r.spoken_for(call.api) is not None]
     if not speaking:
         return errors.UnsupportedError(
             f"No endpoint of model {job.group.name!r} answers the {call.api!r} API.", field="model"
         )
+    allowed = job.runtime.access(job.key).endpoints
+    if allowed is not None:  # of the others nothing is told
+        speaking = [route for route in speaking if route.endpoint.name in allowed]
+    why = {route.endpoint.name: unfit(job, route) for route in speaking}
+    if why and all(why.values()):
+        raise errors.UnsupportedError(
+            f"No endpoint of model {job.group.name!r} can answer this: "
+            + "; ".join(f"{name}: {said}" for name, said in why.items())
+            + ".",
+            details={"constraint": "fit", "endpoints": why},
+        )
+    speaking = [r for r in speaking if why[r.endpoint.name] is None]
     if call.constraints.max_joules is not None and all(r.power is None for r in speaking):
         return errors.ConstraintError(
             "'max_joules' cannot be promised: the energy of no endpoint of this model is known.",

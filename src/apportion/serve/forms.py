@@ -79,6 +79,8 @@ class TeamChange(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     models: _Names | UnsetType | None = UNSET
     endpoints: _Names | UnsetType | None = UNSET
+    require: _Names | UnsetType = UNSET
+    routing: bool | UnsetType = UNSET
     limits: Limits | UnsetType | None = UNSET
     budget: Spending | UnsetType | None = UNSET
 
@@ -95,6 +97,8 @@ class KeyChange(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     team: Name | UnsetType | None = UNSET
     models: _Names | UnsetType | None = UNSET
     endpoints: _Names | UnsetType | None = UNSET
+    require: _Names | UnsetType = UNSET
+    routing: bool | UnsetType = UNSET
     expires: _Text | UnsetType | None = UNSET
     """A date and time with its zone, or a duration from now such as ``30d``; null: never."""
     disabled: bool | UnsetType = UNSET
@@ -140,6 +144,8 @@ class BudgetForm(BudgetChange, frozen=True, kw_only=True, forbid_unknown_fields=
 
 # into the configuration's own words
 
+_S = TypeVar("_S", bound=Struct)
+
 
 def new_key(form: KeyForm, now: float) -> Key:
     """The key that a form describes; ``now`` in Unix seconds. Raises `FormError`."""
@@ -148,34 +154,12 @@ def new_key(form: KeyForm, now: float) -> Key:
 
 def changed_key(key: Key, change: KeyChange, now: float) -> Key:
     """``key`` with a change. Raises `FormError`."""
-    return msgspec.structs.replace(
-        key,
-        **_given(
-            change,
-            {
-                "team": _same,
-                "models": _same,
-                "endpoints": _same,
-                "expires": lambda text: _moment(text, now),
-                "disabled": _same,
-                "admin": _same,
-                "tags": _same,
-                "limits": _limits,
-                "budget": _spending,
-            },
-        ),
-    )
+    return _changed(key, change, expires=lambda text: _moment(text, now), limits=_limits, budget=_spending)
 
 
 def changed_team(team: Team, change: TeamChange) -> Team:
     """``team`` with a change; a new one is a change of ``Team()``. Raises `FormError`."""
-    conversions: dict[str, Callable[[Any], Any]] = {
-        "models": _same,
-        "endpoints": _same,
-        "limits": _limits,
-        "budget": _spending,
-    }
-    return msgspec.structs.replace(team, **_given(change, conversions))
+    return _changed(team, change, limits=_limits, budget=_spending)
 
 
 def new_budget(form: BudgetForm) -> Budget:
@@ -185,9 +169,7 @@ def new_budget(form: BudgetForm) -> Budget:
 
 def changed_budget(budget: Budget, change: BudgetChange) -> Budget:
     """``budget`` with a change. Raises `FormError`."""
-    same = ("amount", "time_zone", "sliding", "refill_per_s", "hard", "overdraft")
-    conversions: dict[str, Callable[[Any], Any]] = dict.fromkeys(same, _same)
-    return msgspec.structs.replace(budget, **_given(change, {**conversions, "window": _window}))
+    return _changed(budget, change, window=_window)
 
 
 def grace_s(form: RotateForm) -> float:
@@ -198,17 +180,13 @@ def grace_s(form: RotateForm) -> float:
     return found
 
 
-def _given(change: Struct, conversions: dict[str, Callable[[Any], Any]]) -> dict[str, Any]:
-    found = {}
-    for name, convert in conversions.items():
-        value = getattr(change, name)
-        if value is not UNSET:
-            found[name] = convert(value)
-    return found
-
-
-def _same(value: Any) -> Any:
-    return value
+def _changed(before: _S, change: Struct, **conversions: Callable[[Any], Any]) -> _S:
+    """``before`` with every field that the change names, as it is or converted."""
+    named = {name: getattr(change, name, UNSET) for name in before.__struct_fields__}
+    given = {name: value for name, value in named.items() if value is not UNSET}
+    for name in conversions.keys() & given.keys():
+        given[name] = conversions[name](given[name])
+    return msgspec.structs.replace(before, **given)
 
 
 def _moment(text: str | None, now: float) -> float | None:
@@ -250,8 +228,6 @@ def _spending(budget: Spending | None) -> KeyBudget | None:
 
 # does it fit what there is?
 
-_T = TypeVar("_T")
-
 
 class Known:
     """The names that keys, teams and budgets may refer to: those of a configuration and of the database.
@@ -267,6 +243,7 @@ class Known:
             "models": _Anything() if config is None else set(config.models),
             "endpoints": _Anything() if config is None else set(config.endpoints),
         }
+        self._tags = _Anything() if config is None else checks.endpoint_tags(config)
 
     def check_key(self, key: Key) -> None:
         """Raises `FormError` if a key names what is not there, or has an impossible budget."""
@@ -287,6 +264,7 @@ class Known:
 
     def _check_owner(self, scope: str, owner: Key | Team) -> None:
         self._refuse(checks.owner((), owner, self._names.__getitem__), 0)
+        self._refuse(checks.demands((), owner, self._tags), 0)
         config = msgspec.structs.replace(self._whole, keys=[], teams={}, budgets=[])
         if isinstance(owner, Key):
             config = msgspec.structs.replace(config, keys=[owner])
@@ -300,7 +278,9 @@ class Known:
         for fault in faults:
             field = show_path(fault.path[skip:]) or None
             raise FormError(
-                f"{field}: {fault.message}" if field else fault.message, field=field, fix=fault.fix
+                f"{field}: {fault.message}" if field else f"The budget {fault.message}",
+                field=field,
+                fix=fault.fix,
             )
 
 

@@ -5,21 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from apportion.core import choosing, prospect
 from apportion.core.decision import Decision
+from apportion.core.features import Features
+from apportion.core.guard import Verdict
+from apportion.core.line import claim
 from apportion.core.option import Option
 from apportion.core.outcome import Status
+from apportion.core.predictor import Estimate
+from apportion.core.prospect import BYTES_PER_TOKEN
 from apportion.core.resource import resource
 from apportion.core.state import State
+from apportion.measure.capping import NO_CAP, UNCAPPED_TOKENS, Cap, cap, roomy, seconds_within, shorter
 from apportion.measure.price import TokenPrice
 from apportion.measure.tokens import most_input_tokens
 from apportion.measure.usage import Usage
-from apportion.serve import books, errors, identity
+from apportion.serve import books, errors, identity, showing
 from apportion.serve.call import NO_CONSTRAINTS, Call
 from apportion.serve.config.schema import Key
+from apportion.serve.conversations import Marks, marks_of
 from apportion.serve.http.server import Responder
 from apportion.serve.ledger.entries import (
     GCO2,
@@ -35,52 +43,94 @@ from apportion.serve.ledger.entries import (
     SERVER_SECONDS as SERVER,
 )
 from apportion.serve.ledger.ledger import Refused, Reservation, Unavailable
-from apportion.serve.ledger.purse import NO_LINES, Lines, Purse
+from apportion.serve.ledger.purse import NO_LINES, Lines, Purse, short
 from apportion.serve.records import Attempt, Record, usd
 from apportion.serve.records import cost as spent
 from apportion.serve.runtime import Group, Route, Runtime
 
-_BYTES_PER_TOKEN: Final = 4.0
-"""Rough length of a token in a request body, for predictions; never for bounds or bills."""
-_UNCAPPED_TOKENS: Final = 16_384
-"""Output reserved in a hard dollar budget for a request that neither client nor endpoint caps."""
+if TYPE_CHECKING:
+    from apportion.serve.cache.answers import Turn
+    from apportion.serve.cache.incontext import Chosen
+    from apportion.serve.continuing import Live
+    from apportion.serve.moving import Mover
+
 _PICO: Final = 10**12
 _LARGEST: Final = 2**62
 """More than any amount that is believed; what the database can keep."""
 
 
-class Cap:
-    """What a route may produce for a request under its limits."""
-
-    __slots__ = ("cut_s", "most_units", "output_tokens", "tokens")
-
-    def __init__(
-        self,
-        output_tokens: int | None,
-        cut_s: float | None,
-        most_units: int | None,
-        tokens: int | None = None,
-    ) -> None:
-        self.output_tokens = output_tokens
-        """Cap to write into the request, per choice; None leaves what the client said."""
-        self.cut_s = cut_s
-        """Seconds of machine time after which the budget is gone; None without such a limit."""
-        self.most_units = most_units
-        """The most the answer can cost, in pico-dollars; None where that is not bounded."""
-        self.tokens = tokens
-        """The most tokens it can take, input and output; None where that is not bounded."""
+CACHE: Final = "cache"
+STRATEGY: Final = "strategy"
+"""What stands in the books where an endpoint would: for an answer from the cache, and for a request whose strategy
+makes calls of their own."""
 
 
-NO_CAP: Final = Cap(None, None, None)
+class Rare:
+    """What few requests have. The others pay nothing for it."""
+
+    admission: Decision | None = None
+    """Whether it was let in, where that is asked."""
+    answer: dict[str, Any] | None = None
+    """How a strategy came to its answer."""
+    cache_turn: Turn | None = None
+    """Its turn to ask what the cache does not know."""
+    cached: dict[str, Any] | None = None
+    """What the cache had to say."""
+    features: Features | None = None
+    """What it says, in numbers, once somebody has read it."""
+    guarded_cap = False
+    """Whether the guard has capped it."""
+    guarded = False
+    """Whether its answers are watched while they come."""
+    live: Live | None = None
+    """Its stream, while that is on its way and can go on elsewhere."""
+    marks: Marks | None = None
+    mover: Mover | None = None
+    """Who takes its stream elsewhere, where the model is to."""
+    moves = 0
+    """How often it has been already."""
+    only: Route | None = None
+    """The one route that may be asked, where that has been decided elsewhere."""
+    parent: str | None = None
+    """The request whose strategy makes this call; None for a client's own."""
+    place: float | None = None
+    """Where in the conversation that stands: how many messages there are."""
+    question = ""
+    """The last thing the user said, once somebody has read it."""
+    among: Sequence[Route] | None = None
+    """The routes that may be asked, where they are fewer than the model's."""
+    alone = False
+    """Whether it is the first turn of its conversation."""
+    bare: Call | None = None
+    """The request without the examples that are shown with it."""
+    continues = False
+    """Whether its answer is the rest of one that was begun elsewhere, or only reads it."""
+    choosable: Chosen | None = None
+    """Examples that may be shown."""
+    shadow: Decision | None = None
+    """What the policy on trial would have done."""
+    turn: tuple[str, int] | None = None
+    """The route of the conversation's last turn, and the tokens that its provider may still hold."""
+    answered_by: Attempt | None = None
+    """The attempt whose answer the client got, where that need not be the last."""
+    shares: int = 1
+    """Among how many calls that go out together what is left of the request's limits is shared."""
+    siblings: Sequence[Attempt] = ()
+    """What other calls of the same strategy have taken of the request's limits."""
+    verdict: Verdict | None = None
+    """What the guard made of it."""
+    waited_s = 0.0
+    """Time spent in an endpoint's queue before the attempt under way."""
 
 
-class Job:
+class Job(Rare):
     """A parsed request, who asked, what was decided for it, and what it cost."""
 
     __slots__ = (
         "_bound",
         "_tokens_in",
         "attempts",
+        "by",
         "call",
         "counted",
         "decision",
@@ -102,6 +152,7 @@ class Job:
         "session",
         "sheet",
         "started_s",
+        "state",
         "status",
         "tight",
         "tries",
@@ -156,6 +207,10 @@ class Job:
         self.reservation: Reservation | None = None
         """What the attempt under way holds, while it does."""
         self.sheet = runtime.books.sheet(key.name, group.name)
+        self.state: State | None = None
+        """What was known at the decision for the attempt under way."""
+        self.by = ""
+        """What decided: the model's policy, its baseline, its conversation, or a strategy."""
 
     # what may be chosen
 
@@ -185,75 +240,39 @@ class Job:
             elif place == TOKENS:
                 tokens = left
             else:
-                seconds = _shorter(seconds, _seconds(left, route, place))
+                seconds = shorter(seconds, _seconds(left, route, place))
         if self.call.constraints is not NO_CONSTRAINTS or self.runtime.books.per_request:
             units, tokens, seconds = self._limited(route, units, tokens, seconds)
         if units is None and tokens is None and seconds is None:
             return NO_CAP
-        roomy = self._roomy(route, units, tokens)
-        if roomy is not None and seconds is None:
-            return roomy
-        cut_s = None
-        if route.machine is not None and units is not None:
-            if units <= 0:
-                self._short()
-                return None
-            free_s = units * 3600 / route.machine.hour if route.machine.hour else None
-            seconds = free_s if seconds is None or (free_s is not None and free_s < seconds) else seconds
-        total_s = route.endpoint.timeouts.total_s
-        if seconds is not None and seconds < total_s:
-            if seconds <= 0.0:
-                self._short()
-                return None
-            self.tight = self.tight or self._bound
-            cut_s = seconds
-        if route.machine is not None:
-            units, most = None, route.machine.units(cut_s or total_s)
-        else:
-            most = None
-        return self._capped(route, units, tokens, cut_s, most)
-
-    def _capped(
-        self, route: Route, units: int | None, tokens: int | None, cut_s: float | None, most: int | None
-    ) -> Cap | None:
-        """The output that ``units`` of money and ``tokens`` allow."""
-        if units is None and tokens is None:
-            return Cap(None, cut_s, most)
-        call, price = self.call, self.price(route)
-        tokens_in = self.tokens_in()
-        if tokens_in is None or (units is not None and price is None):
-            self._short()
-            return None
-        if not call.api_generates:
-            if price is not None:
-                most = price.most_units(tokens_in, 0)
-            if (units is not None and (most or 0) > units) or (tokens is not None and tokens_in > tokens):
-                self._short()
-                return None
-            return Cap(None, cut_s, most, tokens_in)
-        within = None
-        if units is not None and price is not None:
-            within = price.output_tokens_within(units, tokens_in) // call.n
-        if tokens is not None:
-            room = (tokens - tokens_in) // call.n
-            within = room if within is None or room < within else within
-        if within is None or within < 1:
-            self._short()
-            return None
-        asked = call.max_output_tokens or route.endpoint.config.max_output_tokens
-        if call.constraints.max_usd is None:
-            asked = asked or _UNCAPPED_TOKENS
-        if asked is not None and within < asked and self._bound:
+        call, price, tokens_in = self.call, self.price(route), self.tokens_in()
+        asked = call.max_output_tokens
+        flat = route.flat if price is route.price or price is None else price.flat_rates()
+        if seconds is None:
+            whole = roomy(units, tokens, flat, tokens_in, asked, call.n)
+            if whole is not None:
+                return whole
+        endpoint = route.endpoint
+        otherwise = endpoint.config.max_output_tokens
+        if otherwise is None and call.constraints.max_usd is None:
+            otherwise = UNCAPPED_TOKENS
+        found = cap(
+            units,
+            tokens,
+            seconds,
+            price=price,
+            flat=flat,
+            machine=route.machine,
+            total_s=endpoint.timeouts.total_s,
+            tokens_in=tokens_in,
+            asked=asked,
+            otherwise=otherwise,
+            n=call.n,
+            generates=call.api_generates,
+        )
+        if self._bound and (found is None or found.less):
             self.tight = True
-        tokens_out = min(within, asked) if asked else within
-        if price is not None:
-            most = price.most_units(tokens_in, tokens_out * call.n)
-        changed = call.max_output_tokens is None or tokens_out < call.max_output_tokens
-        return Cap(tokens_out if changed else None, cut_s, most, tokens_in + tokens_out * call.n)
-
-    def _short(self) -> None:
-        """Not even the least fits, as far as is known here."""
-        self.tight = self.tight or self._bound
+        return found
 
     def _limited(
         self, route: Route, units: int | None, tokens: int | None, seconds: float | None
@@ -262,42 +281,27 @@ class Job:
         limits = self.runtime.books.per_request
         asked, joules = self.call.constraints.max_usd, self.call.constraints.max_joules
         usd = None if asked is None else int(asked * _PICO)
-        usd = _shorter(usd, limits.get(USD))
+        usd = shorter(usd, limits.get(USD))
+        before = [*self.siblings, *self.attempts]
+        used_s = sum(attempt.server_s for attempt in before)
         if usd is not None:
-            gone = spent(self.attempts)[0] if self.attempts else 0
-            usd = 0 if gone is None else max(0, usd - gone)
+            gone = spent(before)[0] if before else 0
+            usd = 0 if gone is None else max(0, usd - gone) // self.shares
             if units is None or usd <= units:
                 self._bound = False
                 units = usd
         most = limits.get(TOKENS)
         if most is not None:
-            most -= sum(a.usage.input_tokens + a.usage.output_tokens for a in self.attempts if a.usage)
-            tokens = _shorter(tokens, most)
-        for place in (SERVER, JOULES, GCO2):
-            if place in limits:
-                seconds = _shorter(seconds, _seconds(limits[place], route, place))
+            most -= sum(a.usage.input_tokens + a.usage.output_tokens for a in before if a.usage)
+            tokens = shorter(tokens, most // self.shares)
+        allowed = [(place, limits[place]) for place in (SERVER, JOULES, GCO2) if place in limits]
         if joules is not None:
-            seconds = _shorter(seconds, _seconds(int(joules * 1e6), route, JOULES))
+            allowed.append((JOULES, int(joules * 1e6)))
+        for place, amount in allowed:
+            time_s = _seconds(amount, route, place)
+            if time_s is not None:
+                seconds = shorter(seconds, max(0.0, time_s - used_s) / self.shares)
         return units, tokens, seconds
-
-    def _roomy(self, route: Route, units: int | None, tokens: int | None) -> Cap | None:
-        """The cap of a request that its client capped, if there is room for all of it; else None."""
-        asked, tokens_in = self.call.max_output_tokens, self.tokens_in()
-        if asked is None or tokens_in is None:
-            return None
-        price = self.price(route)
-        flat = route.flat if price is route.price or price is None else price.flat_rates()
-        out = asked * self.call.n
-        most = None
-        if units is not None:
-            if flat is None:
-                return None
-            most = flat[0] + tokens_in * flat[1] + out * flat[2]
-            if most > units:
-                return None
-        if tokens is not None and tokens_in + out > tokens:
-            return None
-        return Cap(None, None, most, tokens_in + out)
 
     def price(self, route: Route) -> TokenPrice | None:
         """The prices of the class of service that the request asks for; None where none is known."""
@@ -397,44 +401,193 @@ class Job:
             return None if tokens_in is None else tokens_in + out
         return None if route.work(1.0)[place - SERVER] is None else 1
 
-    def options(self, routes: list[Route]) -> list[Option]:
-        """The routes as options: value of a right answer times quality, and static predictions of the cost."""
-        call, config = self.call, self.group.config
-        tokens_in = call.body_bytes / _BYTES_PER_TOKEN
-        cap = call.max_output_tokens
-        expected = config.expected_output_tokens if call.api_generates else 0
-        tokens_out = (expected if cap is None or cap > expected else cap) * call.n
-        worth = config.worth_usd
-        if worth is not None and call.constraints.effort is not None:
-            worth *= call.constraints.effort
-        return [route.option(tokens_in, tokens_out, worth) for route in routes]
+    @property
+    def routes(self) -> Sequence[Route]:
+        """The routes that may be asked at all."""
+        if self.only is not None:
+            return (self.only,)
+        return self.group.routes if self.among is None else self.among
+
+    def tokens_out(self, routes: Sequence[Route]) -> list[float]:
+        """Output tokens to expect of one answer of each route, before anything is known of it."""
+        call, group = self.call, self.group
+        if not call.api_generates:
+            return [0.0] * len(routes)
+        return prospect.output_tokens(
+            routes,
+            group.methods.length,
+            self.features,
+            of_model=group.routes,
+            expected=float(group.config.expected_output_tokens),
+            factor=1.0 if self.verdict is None else self.verdict.factor,
+            cap=call.max_output_tokens,
+        )
+
+    def worth_usd(self) -> float | None:
+        """What a right answer is worth, in dollars; None where nobody says."""
+        worth, effort = self.group.config.worth_usd, self.call.constraints.effort
+        return worth if worth is None or effort is None else worth * effort
+
+    def options(self, routes: Sequence[Route]) -> list[Option]:
+        """The routes as options: value of a right answer times quality, and predictions of the cost."""
+        call, group = self.call, self.group
+        methods = group.methods
+        tokens_in = call.body_bytes / BYTES_PER_TOKEN
+        estimates: Sequence[Estimate | None] = ()
+        if methods.quality is not None and self.features is not None:
+            estimates = methods.quality.predict(self.features, [route.predicted_as for route in routes])
+        lengths = self.tokens_out(routes)
+        loads = [route.endpoint.load for route in routes]
+        return prospect.options(
+            routes,
+            loads,
+            tokens_in=tokens_in,
+            lengths=lengths,
+            answers=call.n,
+            worth_usd=self.worth_usd(),
+            estimates=estimates,
+            waits=prospect.waits_s(routes, methods.latency, loads, tokens_in, lengths),
+            usual_s=group.usual_server_s,
+            turn=self.turn,
+        )
+
+    def context(self) -> dict[str, object]:
+        """What a policy is told about the request."""
+        call = self.call
+        constraints = call.constraints
+        return choosing.request_facts(
+            call.api,
+            self.key.name,
+            call.body_bytes / BYTES_PER_TOKEN,
+            call.stream,
+            self.tries,
+            effort=constraints.effort,
+            priority=constraints.priority,
+            tags=constraints.tags,
+            user=call.user,
+            worth_usd=self.worth_usd(),
+        )
+
+    def look_at(self, routes: Sequence[Route]) -> State:
+        """What is known now, with ``routes`` as options."""
+        options = self.options(routes)
+        prices = prospect.heeded(self.sheet.prices(self.now), options)
+        return State(self.now, options, self.id, self.context(), prices, self.features)
+
+    def restricted(self) -> bool:
+        """Whether only some endpoints may see it."""
+        access = self.runtime.access(self.key)
+        return bool(access.require or access.endpoints is not None or self.call.constraints.require)
+
+    def tried_out(self) -> bool:
+        """Whether the model's policy decides, and not the baseline: the same for all of a conversation."""
+        if not self.runtime.access(self.key).routing:
+            return False
+        return choosing.drawn_in(self.group.config.rollout, self.session or self.user or self.id)
+
+    def recall(self) -> None:
+        """Find out where the conversation was answered last."""
+        conversations = self.group.conversations
+        if conversations is not None and self.call.api_generates:
+            self.marks = marks_of(identity.tenant(self.key), self.call)
+            self.turn = conversations.find(self.marks, self.now)
 
     def decide(self, routes: list[Route]) -> Route:
         """Ask the group's policy. Raises ``ConstraintError`` when it chooses none of them."""
-        call = self.call
-        context: dict[str, object] = {
-            "api": call.api,
-            "key": self.key.name,
-            "input_tokens": call.body_bytes / _BYTES_PER_TOKEN,
-            "stream": call.stream,
-            "attempt": self.tries,
-        }
-        if call.constraints.effort is not None:
-            context["effort"] = call.constraints.effort
-        if call.constraints.priority is not None:
-            context["priority"] = call.constraints.priority
-        if call.constraints.tags:
-            context["tags"] = call.constraints.tags
-        if call.user is not None:
-            context["user"] = call.user
-        state = State(self.now, self.options(routes), self.id, context, self.sheet.prices(self.now))
-        decision = self.decision = self.group.policy.decide(state)
+        group = self.group
+        methods = group.methods
+        if self.bare is not None:
+            self.ask_instead(self.bare)
+            self.bare = None
+        state = self.state = self.look_at(routes)
+        student = self._offer_examples(state, routes)
+        decision = self._settled_elsewhere(state)
+        if decision is None:
+            tried_out = self.tried_out()
+            self.by = group.config.policy.name if tried_out else group.config.baseline.name
+            policy, other, share = methods.policy, methods.baseline, group.config.rollout
+            if not tried_out:
+                policy, other, share = other, policy, 1.0 - share
+            if not self.runtime.access(self.key).routing:
+                share = 1.0  # it takes no part
+            decision = choosing.choose(state, policy, other, share)
+            if methods.shadow is not None:
+                self.shadow = choosing.watched(methods.shadow, state)
+        self.decision = decision
         if decision.choice is None:
-            raise errors.ConstraintError(
-                f"The policy of model {self.group.name!r} chose nothing: {decision.why}."
-            )
-        self.route = routes[decision.choice]
+            raise errors.ConstraintError(f"The policy of model {group.name!r} chose nothing: {decision.why}.")
+        if decision.choice < len(routes):
+            self.route = routes[decision.choice]
+        else:
+            self.route = routes[student]
+            if self.choosable is not None:
+                self.bare = self.call
+                self.ask_instead(showing.shown(self.call, self.choosable))
         return self.route
+
+    def ask_instead(self, call: Call) -> None:
+        """Go on with another form of the request; what it takes is bounded anew."""
+        self.call = call
+        self._tokens_in = -1
+
+    def _offer_examples(self, state: State, routes: list[Route]) -> int:
+        """Add the small endpoint with examples to the options; its place among ``routes``, 0 where there is none."""
+        school, chosen = self.group.school, self.choosable
+        if school is None or chosen is None or self.only is not None or not self.tried_out():
+            return 0
+        student = school.student(routes)
+        if student is None:
+            return 0
+        state.options = [*state.options, showing.option(state.options[student], chosen, routes[student])]
+        return student
+
+    def _settled_elsewhere(self, state: State) -> Decision | None:
+        """The decision that a strategy has made, or the conversation that stays where it is; None: it is open."""
+        options = state.options
+        if self.only is not None:
+            index, self.by, why = 0, "strategy", "its strategy asks it"
+            if self.parent is None:
+                self.by, why = "replay", "an example is asked for again"
+        elif self.turn is not None and self.group.config.sticky == "always":
+            places = [i for i, option in enumerate(options) if option.action == self.turn[0]]
+            if not places:
+                return None
+            index, self.by, why = places[0], "conversation", "the conversation is there"
+        else:
+            return None
+        return choosing.stays(state, index, why)
+
+    def ticket(self, route: Route, until_s: float, *, waits: bool) -> Option:
+        """The request as a job for the endpoint of ``route``; ``until_s`` is its deadline, 0 for none.
+
+        How long it will take is worked out only if it ``waits``: for others nobody asks.
+        """
+        decision, methods = self.decision, self.group.methods
+        assert decision is not None  # noqa: S101 - it has been decided where to wait
+        chosen = decision.options[decision.choice or 0]
+        cap = self.call.max_output_tokens
+        facts = claim(
+            chosen,
+            arrived_s=time.perf_counter(),
+            deadline_s=until_s or None,
+            priority=self.call.constraints.priority or 0,
+            tenant=identity.tenant(self.key),
+        )
+        if waits:
+            mean = self.tokens_out((route,))[0] if cap is None else 0.0
+            prospect.foresee(facts, route, methods.length, self.features, cap=cap, mean_tokens=mean)
+        return Option(self.id, chosen.value, chosen.cost, facts=facts)
+
+    def budget_used(self) -> tuple[float | None, str | None]:
+        """Share of the tightest hard budget that is spent, and its resource; None where none binds."""
+        worst: tuple[float | None, str | None] = (None, None)
+        for place, purses in self.lines_of(self.routes[0]).caps:
+            for purse in purses:
+                budget = purse.budget
+                whole = budget.unit.to_units(budget.amount) if purse.known else 0
+                if whole and (worst[0] is None or 1.0 - purse.left / whole > worst[0]):
+                    worst = (min(1.0, max(0.0, 1.0 - purse.left / whole)), RESOURCES[place])
+        return worst
 
     # the books
 
@@ -442,12 +595,12 @@ class Job:
         """The most this attempt may cost, by place. The first one counts the request."""
         call, group = self.call, self.group
         body = call.body_bytes
-        estimated = int(body / _BYTES_PER_TOKEN)
+        estimated = int(body / BYTES_PER_TOKEN)
         out = 0
         if call.api_generates:
             asked = cap.output_tokens or call.max_output_tokens
             estimated += (asked or group.config.expected_output_tokens) * call.n
-            out = (asked or route.endpoint.config.max_output_tokens or _UNCAPPED_TOKENS) * call.n
+            out = (asked or route.endpoint.config.max_output_tokens or UNCAPPED_TOKENS) * call.n
         most = cap.most_units
         if most is None:
             # A token has at least a byte. No limit applies: this is what is presumed should we die before we know.
@@ -475,7 +628,7 @@ class Job:
             min(estimated, _LARGEST),
         )
 
-    def _entry(self, route: Route, held: tuple[int, ...]) -> Entry:
+    def _entry(self, endpoint: str, upstream_model: str, held: tuple[int, ...]) -> Entry:
         key = self.key
         asked = self.call.constraints.tags
         tags = {**dict.fromkeys(asked or (), ""), **key.tags} if asked or key.tags else None
@@ -492,8 +645,8 @@ class Job:
             self.user,
             self.session,
             self.group.name,
-            route.endpoint.name,
-            route.model,
+            endpoint,
+            upstream_model,
             self.call.api,
             "" if tags is None else msgspec.json.encode(tags).decode(),
             "",
@@ -511,13 +664,25 @@ class Job:
 
         Raises `Refused` if a budget has less, and the gateway's error while the ledger can promise nothing.
         """
-        ledger = self.runtime.ledger
-        lines = self.lines = self.lines_of(route)
         held = self._held(route, cap)
-        entry = self._entry(route, held)
+        await self._hold(
+            self.lines_of(route), held, self._entry(route.endpoint.name, route.model, held), flush
+        )
+
+    async def reserve_request(self, place: str, flush: Callable[[], bool]) -> None:
+        """Hold one request and nothing else, in the books under ``place``. Raises as `reserve`."""
+        lines = self.runtime.books.lines(self.key, self.user, self.session, self.group.name, place)
+        held = (0, 0, 0, 0, 0, 1, 0, 0)
+        await self._hold(lines, held, self._entry(place, "", held), flush)
+
+    async def _hold(
+        self, lines: Lines, held: tuple[int, ...], entry: Entry, flush: Callable[[], bool]
+    ) -> None:
+        ledger = self.runtime.ledger
+        self.lines = lines
         try:
             found = ledger.take(lines, held, entry)
-            if found is None and flush():
+            if found is None and short(lines, held) and flush():
                 found = ledger.take(lines, held, entry)
             if found is None:
                 found = await ledger.reserve(lines, held, entry)
@@ -531,6 +696,17 @@ class Job:
             self.give_back()
             raise
         self.counted = True
+
+    def book_request(self) -> None:
+        """Settle what `reserve_request` held: one request that cost nothing itself."""
+        reservation, self.reservation = self.reservation, None
+        if reservation is None:
+            return
+        took_s = 0.0 if self.done is None else self.done[1]
+        entry = msgspec.structs.replace(
+            reservation.entry, kind=SETTLE, status="ok", mark="measured", duration_us=int(took_s * 1e6)
+        )
+        self.runtime.ledger.settle(reservation, (0, 0, 0, 0, 0, 1, 0), entry)
 
     def shrink(self, known: Usage) -> None:
         """A stream has told its input: hold no more than that and the output it may still make."""
@@ -551,6 +727,8 @@ class Job:
         """Release what is reserved, if anything (nothing was sent)."""
         reservation, self.reservation = self.reservation, None
         if reservation is not None:
+            if reservation.entry.requests:
+                self.counted = False
             self.runtime.ledger.release(reservation)
 
     def book(self, attempt: Attempt, route: Route) -> None:
@@ -657,9 +835,19 @@ class Job:
             failure,
             http_status,
             censored,
+            by=self.by,
+            shadow=self.shadow,
+            features=self.features,
+            state=self.state,
+            waited_s=self.waited_s,
         )
         self.attempts.append(attempt)
         self.first_chunk_s = None
+        self.state = None
+        if self.shadow is not None:
+            self.shadow = None
+        if self.waited_s:
+            self.waited_s = 0.0
         self.status = status
         return attempt
 
@@ -708,6 +896,13 @@ class Job:
             units, mark = spent(self.attempts)
             amount = "" if units is None else f"x-apportion-cost-usd: {usd(units)}\r\n"
             said = f"{amount}x-apportion-cost-mark: {mark}\r\n"
+        if self.cached is not None and "made_by" not in self.cached:
+            said += f"x-apportion-cache: {self.cached['outcome']}\r\n"
+        if self.answer is not None:
+            said += f"x-apportion-calls: {self.answer['calls']}\r\n"
+        waited_s = sum(attempt.waited_s for attempt in self.attempts)
+        if waited_s:
+            said += f"x-apportion-queued-ms: {waited_s * 1e3:.1f}\r\n"
         if self.dropped:
             said += f"x-apportion-dropped: {', '.join(self.dropped)}\r\n"
         id = self.request_id
@@ -722,6 +917,25 @@ class Job:
         """The answer has ended with this HTTP status; ``error`` is the code of the gateway's own, if it was one."""
         self.error = error
         self.done = (status, time.perf_counter() - self.started_s)
+
+    @property
+    def last(self) -> Attempt | None:
+        """The attempt that the client's answer came from; the last one where none did; None before any."""
+        return self.answered_by or (self.attempts[-1] if self.attempts else None)
+
+    def keep(self, body: bytes) -> None:
+        """A complete answer, in the client's dialect, is there: others who ask the same may have it."""
+        turn, last = self.cache_turn, self.last
+        if turn is None or last is None:
+            return
+        units, _ = spent(self.attempts)
+        turn.keep(
+            body,
+            now=time.time(),
+            decision_id=self.id,
+            endpoint=last.endpoint,
+            usd_pico=units or 0,
+        )
 
     def record(self) -> Record:
         """What is kept of it."""
@@ -741,17 +955,13 @@ class Job:
             self.status,
             None if self.done is None else self.done[1],
             self.overhead_s,
+            self.parent,
+            self.answer,
+            self.cached,
+            self.verdict,
+            self.choosable if self.bare is not None else None,
+            None if self.answered_by is None else self.answered_by.endpoint,
         )
-
-
-_Number = TypeVar("_Number", int, float)
-
-
-def _shorter(one: _Number | None, other: _Number | None) -> _Number | None:
-    """The smaller of two limits; None is no limit."""
-    if one is None or (other is not None and other < one):
-        return other
-    return one
 
 
 def _amount(place: int, units: int) -> Decimal:
@@ -760,10 +970,7 @@ def _amount(place: int, units: int) -> Decimal:
 
 def _seconds(units: int, route: Route, place: int) -> float | None:
     """How long ``route`` may work for so much server time, energy or carbon; None: as long as it likes."""
-    rate = route.work(1.0)[place - SERVER]
-    if rate is None:
-        return 0.0  # what cannot be measured is not promised
-    return units / rate if rate else None
+    return seconds_within(units, route.work(1.0)[place - SERVER])
 
 
 def limits_headers(job: Job) -> str:

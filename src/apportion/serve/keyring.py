@@ -14,14 +14,14 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
 
 from apportion.serve import errors
-from apportion.serve.config.schema import Budget, Config, Key, Team
+from apportion.serve.config.schema import Budget, Config, Key, KeyBudget, Team
 
 OPEN: Final = Key(name="anonymous", admin=True)
 """Who everybody is where no key is asked for (loopback only)."""
@@ -34,6 +34,8 @@ _MADE: Final = re.compile(rb"sk-ap-([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
 _SEEN: Final = 4096
 _FOREVER: Final = float("inf")
 _NOTHING: Final = bytes(32)
+_NOBODYS: Final = secrets.token_hex(32)
+"""A digest whose secret nobody has."""
 _HOW: Final = "Send 'Authorization: Bearer <key>' or 'x-api-key: <key>'."
 
 
@@ -62,9 +64,32 @@ def merged(config: Config, snapshot: Snapshot) -> Config:
     budgets = {budget.name for budget in config.budgets}
     return msgspec.structs.replace(
         config,
-        keys=[*config.keys, *(key for key in snapshot.keys if key.name not in names)],
+        keys=[*config.keys, *(key for key in snapshot.keys if key.name not in names), *_own(config)],
         teams={**snapshot.teams, **config.teams},
         budgets=[*config.budgets, *(budget for budget in snapshot.budgets if budget.name not in budgets)],
+    )
+
+
+def _own(config: Config) -> Iterator[Key]:
+    """Keys of the proxy's own, so that what judges and replays cost is booked and bounded. Nobody can authenticate with
+    one."""
+    for name, model in config.models.items():
+        judge, examples = model.feedback.judge, model.examples
+        if judge is not None:
+            yield _own_key("judge", name, judge.model, KeyBudget(usd=judge.usd, window=judge.window))
+        replay = None if examples is None else examples.replay
+        if replay is not None:
+            yield _own_key("replay", name, name, KeyBudget(usd=replay.usd, window=replay.window))
+
+
+def _own_key(what: str, of: str, model: str, budget: KeyBudget) -> Key:
+    return Key(
+        name=f"{what}:{of}",
+        secret_sha256=_NOBODYS,
+        models=[model],
+        budget=budget,
+        tags={"apportion": what},
+        routing=False,
     )
 
 

@@ -116,6 +116,47 @@ class Meters:
         self.ledger_entries = registry.counter(
             "apportion_ledger_entries_total", "Entries written to the database."
         ).at()
+        self.queue_wait_s = registry.histogram(
+            "apportion_queue_wait_seconds", "Time spent in an endpoint's queue.", ("endpoint",), LATENCY_S
+        )
+        self.queue_waiting = registry.gauge(
+            "apportion_queue_waiting", "Requests that wait in an endpoint's queue.", ("endpoint",)
+        )
+        self.queue_refused = registry.counter(
+            "apportion_queue_refused_total",
+            "Requests that an endpoint's queue ended: full, too late (deadline or longest wait).",
+            ("endpoint", "why"),
+        )
+        self.cache_lookups = registry.counter(
+            "apportion_cache_lookups_total",
+            "Questions to the answer cache: hit, semantic, joined, or why not.",
+            ("model", "category", "outcome"),
+        )
+        self.cache_saved_usd = registry.counter(
+            "apportion_cache_saved_usd_total",
+            "Dollars that kept answers had cost when they were made.",
+            ("model",),
+        )
+        self.replays = registry.counter(
+            "apportion_example_replays_total",
+            "Examples that the large model was asked for again: better, no_better, failed.",
+            ("model", "result"),
+        )
+        self.cache_bytes = registry.gauge("apportion_cache_bytes", "Bytes of kept answers.").at()
+        self.cache_entries = registry.gauge("apportion_cache_entries", "Kept answers.").at()
+        self.calls = registry.counter(
+            "apportion_strategy_calls_total", "Calls that strategies made.", ("model", "strategy")
+        )
+        self.guarded = registry.counter(
+            "apportion_guard_verdicts_total",
+            "Requests that a guard did not just let pass, and answers that it ended.",
+            ("model", "action"),
+        )
+        self.vectors = registry.counter(
+            "apportion_encoder_texts_total",
+            "Texts for the sentence encoder: hits of its cache, misses, late, when full, failed.",
+            ("outcome",),
+        )
         self._requests: dict[tuple[str, str, int], Counter] = {}
         self._attempts: dict[tuple[str, str, str], Counter] = {}
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 import apportion
-from apportion.serve import call, errors, openapi_admin, openapi_spend
+from apportion.serve import call, errors, openapi_admin, openapi_deciding, openapi_spend
 from apportion.serve.call import DIALECTS, ROUTES, STREAMED, Api
 
 Json = dict[str, Any]
@@ -45,6 +45,10 @@ _SUMMARIES: Final[dict[Api, tuple[str, str]]] = {
 
 FIELDS: Final = {
     "apportion": "Constraints on this request; never sent upstream.",
+    "cache": "Whether a kept answer will do: `on`, `off`, `exact` (not in other words), `refresh` (asked anew).",
+    "cache_max_age_s": "The oldest kept answer that will do, in seconds.",
+    "expect": "The right answer, for the check `exact`; never sent upstream.",
+    "require": "Endpoint tags, for example `eu`, that must all be there.",
     "best_of": "Answers made, of which the best are returned.",
     "deadline_s": "Seconds after which the answer ends with what there is.",
     "effort": "Scales what a right answer is worth (`worth_usd`) when this request is decided.",
@@ -83,6 +87,14 @@ _CONSTRAINT_HEADERS: Final = {
     name: f"x-apportion-{name.replace('_', '-')}" for name in call.Constraints.__struct_fields__
 }
 
+_DECIDED: Final = (
+    "x-apportion-calls",
+    "x-apportion-queued-ms",
+    "x-apportion-cache",
+    "x-apportion-cache-similarity",
+    "x-apportion-cache-key",
+    "age",
+)
 HEADERS: Final[dict[str, tuple[str, Json]]] = {
     "x-request-id": ("Id of the request.", {"type": "string"}),
     "request-id": ("The same, where Anthropic's SDK looks for it.", {"type": "string"}),
@@ -119,6 +131,23 @@ HEADERS: Final[dict[str, tuple[str, Json]]] = {
         {"type": "string"},
     ),
     "x-apportion-usage": ("The count is the proxy's own estimate.", {"type": "string", "const": "estimated"}),
+    "x-apportion-guard": (
+        "The guard ended the answer because it ran away or repeated itself; its finish reason says `length`.",
+        {"type": "string", "const": "exceeded"},
+    ),
+    "x-apportion-calls": ("How many calls a strategy made for this answer.", {"type": "integer"}),
+    "x-apportion-cache": (
+        "The answer was kept: `hit` for the same request, `semantic` for the same question in other words, `joined` "
+        "for one that was under way. `miss`, `refresh` or `failed` (another was waited for in vain): it was made now.",
+        {"type": "string", "enum": ["hit", "semantic", "joined", "miss", "refresh", "failed"]},
+    ),
+    "x-apportion-cache-similarity": ("Cosine similarity of the two questions.", {"type": "number"}),
+    "x-apportion-cache-key": (
+        "The kept answer's key; `DELETE /apportion/cache/{key}` removes it.",
+        {"type": "string"},
+    ),
+    "age": ("Seconds since the kept answer was made.", {"type": "integer"}),
+    "x-apportion-queued-ms": ("Milliseconds spent in the endpoint's queue.", {"type": "number"}),
     "x-apportion-error": (
         "Code of an error of the gateway's own; an error without this header is the upstream's.",
         {"type": "string"},
@@ -228,12 +257,15 @@ def _paths() -> Iterator[tuple[str, Json]]:
     yield "/apportion/prices", {"get": _prices()}
     yield from openapi_admin.paths()
     yield from openapi_spend.paths()
+    yield from openapi_deciding.paths()
     said: Json = {"type": "object", "additionalProperties": {"type": "string"}}
     ready = _ref("schemas", "Readiness")
     yield "/", {"get": _plain("Where things are", "index", said)}
     yield "/health", {"get": _plain("Alive (the same as `/health/live`)", "health", ready)}
     yield "/health/live", {"get": _plain("Alive; touches nothing else", "healthLive", ready)}
-    checked = _plain("Ready: every model has an endpoint that is up", "healthReady", ready)
+    checked = _plain(
+        "Ready: all workers have started, every model has an endpoint that is up", "healthReady", ready
+    )
     busy = "Not ready, with the reason, or at its limit of connections."
     checked["responses"]["503"] = _answer(busy, {"anyOf": [ready, _ref("schemas", "OpenAIError")]})
     yield "/health/ready", {"get": checked}
@@ -248,7 +280,7 @@ def _call(api: Api, prefix: str) -> Json:
     summary, name = _SUMMARIES[api]
     extra: tuple[str, ...] = ("x-apportion-usage",) if api == "count_tokens" else ()
     if api in STREAMED:
-        extra = ("x-apportion-deadline", "x-apportion-max-usd")
+        extra = ("x-apportion-deadline", "x-apportion-max-usd", "x-apportion-guard", *_DECIDED)
     done = _answer("The answer.", _ref("schemas", _ANSWERS[api][0]), (*_ANSWER_HEADERS, *extra))
     if api in STREAMED:
         done["content"]["text/event-stream"] = {
@@ -537,6 +569,7 @@ def _schemas() -> dict[str, Json]:
                 **_OWN,
                 **openapi_admin.schemas(),
                 **openapi_spend.schemas(),
+                **openapi_deciding.schemas(),
             }.items()
         )
     )
@@ -715,6 +748,10 @@ _OPTION: Final = _object(
             "description": "Predicted, by resource; one that is not here is unknown.",
         },
         "worth_usd": {**_NUMBER_OR_NULL, "description": "Value less cost at the prices; null: not known."},
+        "quality": {
+            **_NUMBER_OR_NULL,
+            "description": "Predicted probability of a right answer; null: nobody predicts.",
+        },
         "load": {**_NUMBER_OR_NULL, "description": "Work in flight over capacity; null: capacity not known."},
         "weight": {"type": "number"},
         "chosen": {"type": "boolean"},
@@ -734,7 +771,14 @@ _ATTEMPT: Final = _object(
         "failure": {**_STRING_OR_NULL, "description": "How it failed; null: it did not."},
         "duration_ms": {"type": "number"},
         "probability": {**_NUMBER_OR_NULL, "description": "Of this choice, where it was drawn at random."},
+        "by": {**_STRING, "description": "What decided: a policy, `conversation` or `strategy`."},
         "why": {**_STRING, "description": "The rule that decided."},
+        "waited_ms": {**_NUMBER_OR_NULL, "description": "Time in the endpoint's queue."},
+        "shadow": {
+            "type": ["object", "null"],
+            "properties": {"endpoint": _STRING_OR_NULL, "why": _STRING},
+            "description": "What the policy on trial would have done; null: there is none.",
+        },
         "prices": {
             "type": "object",
             "additionalProperties": {"type": "number"},
@@ -847,6 +891,20 @@ _OWN: Final[dict[str, Json]] = {
             "chosen": {**_STRING_OR_NULL, "description": "The endpoint that was asked last."},
             "upstream_model": _STRING_OR_NULL,
             "attempts": {"type": "array", "items": _ATTEMPT},
+            "parent": {**_STRING_OR_NULL, "description": "The decision whose strategy made this call."},
+            "strategy": {
+                "type": ["object", "null"],
+                "description": "How a strategy came to its answer: its name, calls, confidence and reason.",
+            },
+            "cache": {
+                "type": ["object", "null"],
+                "description": "What the answer cache had; null: not asked.",
+            },
+            "guard": {
+                "type": ["object", "null"],
+                "description": "The guard's verdict; null: there is no guard.",
+            },
+            "examples": {"type": "integer", "description": "How many past answers were shown with it."},
             "outcome": _OUTCOME,
         },
         "id",

@@ -43,7 +43,10 @@ _FIELDS: Final = {
     "parallel": "Requests under way at once.",
     "refill_per_s": "In place of `window`: refilled continuously at this rate per second.",
     "requests_per_minute": "Requests started in any minute.",
+    "require": "Endpoint tags: only endpoints that have all of them may answer it; none: `[]`.",
     "resource": f"One of {', '.join(f'`{name}`' for name in METERED)}.",
+    "routing": "False: left out of what is being tried. The `baseline` of a model decides for it, its answers come "
+    "from no cache and a strategy makes one call.",
     "scope": "Who shares it: `all`, `team`, `key`, `user`, `session`, `model`, `endpoint`, one of them as "
     "`key:NAME`, or `request`.",
     "sliding": "The amount holds for every interval of the window's length.",
@@ -232,6 +235,11 @@ _NUMBER_OR_NULL: Final[Json] = {"type": ["number", "null"]}
 _STRING_OR_NULL: Final[Json] = {"type": ["string", "null"]}
 _MOMENT: Final[Json] = {"type": ["string", "null"], "format": "date-time"}
 _NAMES: Final[Json] = {"type": ["array", "null"], "items": {"type": "string"}}
+_TAGS: Final[Json] = {
+    "type": "array",
+    "items": {"type": "string"},
+    "description": "Tags that endpoints must have.",
+}
 _SOURCE: Final[Json] = {
     "enum": ["configuration", "database"],
     "description": "Where it is kept, and changed.",
@@ -269,6 +277,8 @@ def _answers() -> dict[str, Json]:
         "team": _STRING_OR_NULL,
         "models": _NAMES,
         "endpoints": _NAMES,
+        "require": _TAGS,
+        "routing": _BOOLEAN,
         "expires": _MOMENT,
         "tags": {"type": "object", "additionalProperties": _STRING},
         "limits": _LIMITS,
@@ -304,6 +314,8 @@ def _answers() -> dict[str, Json]:
                 "source": _SOURCE,
                 "models": _NAMES,
                 "endpoints": _NAMES,
+                "require": _TAGS,
+                "routing": _BOOLEAN,
                 "limits": _LIMITS,
                 "budget": _SPENDING,
             }

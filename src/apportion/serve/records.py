@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from apportion.core.decision import Decision
+from apportion.core.features import Features
+from apportion.core.guard import Verdict
 from apportion.core.outcome import Status
+from apportion.core.state import State
 from apportion.measure.usage import Usage
 from apportion.serve.call import Constraints
 
+if TYPE_CHECKING:
+    from apportion.serve.cache.incontext import Chosen
+
+MOVED: Final = "moved"
+"""What stands in place of a failure where a stream has left its endpoint to go on elsewhere."""
 _ID: Final = re.compile(r"dec_([0-9a-f]{2})[0-9a-f]{16}")
 
 
@@ -25,7 +33,8 @@ class Attempt(msgspec.Struct, gc=False):
 
     ``units`` are pico-dollars, None when unknown; ``usage`` is None where nothing was produced; ``started_s`` and
     ``ended_s`` are ``perf_counter`` times; ``first_chunk_s`` is from the request sent to the first content of a
-    stream; ``settled`` says whether it is in the books.
+    stream; ``settled`` says whether it is in the books. ``by`` is what decided, ``shadow`` what the policy on trial
+    would have done, ``state`` what was known (kept until it is settled) and ``waited_s`` the time in a queue.
     """
 
     decision: Decision
@@ -45,10 +54,20 @@ class Attempt(msgspec.Struct, gc=False):
     settled: bool = False
     output_events: int = 0
     output_bytes: int = 0
+    by: str = ""
+    shadow: Decision | None = None
+    features: Features | None = None
+    state: State | None = None
+    waited_s: float = 0.0
 
 
 class Record(msgspec.Struct, gc=False):
-    """One request and its attempts. ``key_tags`` are the operator's, those in ``constraints`` the client's."""
+    """One request and its attempts. ``key_tags`` are the operator's, those in ``constraints`` the client's.
+
+    ``parent`` is the decision whose strategy made this call, ``answer`` how a strategy came to its answer, ``cached``
+    what the cache had to say, ``verdict`` what the guard made of the request, ``shown`` the examples
+    that went with it, ``answered_by`` the endpoint whose answer the client got where it was not the last.
+    """
 
     id: str
     request_id: str
@@ -64,6 +83,12 @@ class Record(msgspec.Struct, gc=False):
     status: str
     duration_s: float | None
     overhead_s: float | None
+    parent: str | None = None
+    answer: dict[str, Any] | None = None
+    cached: dict[str, Any] | None = None
+    verdict: Verdict | None = None
+    shown: Chosen | None = None
+    answered_by: str | None = None
 
 
 def cost(attempts: list[Attempt]) -> tuple[int | None, str]:
@@ -128,6 +153,8 @@ def explain(record: Record) -> dict[str, Any]:
     attempts, constraints = record.attempts, record.constraints
     last = attempts[-1] if attempts else None
     units, mark = cost(attempts)
+    if record.cached is not None and "made_by" in record.cached:
+        units, mark = 0, "measured"
     used = [a.usage for a in attempts if a.usage is not None]
     return {
         "id": record.id,
@@ -143,9 +170,21 @@ def explain(record: Record) -> dict[str, Any]:
         "priority": constraints.priority,
         "tags": constraints.tags or [],
         "explanation": _words(record, units, mark),
-        "chosen": None if last is None else last.endpoint,
+        "chosen": record.answered_by or (None if last is None else last.endpoint),
         "upstream_model": record.upstream_model,
         "attempts": [_attempt(a) for a in attempts],
+        "parent": record.parent,
+        "strategy": record.answer,
+        "cache": record.cached,
+        "examples": 0 if record.shown is None else len(record.shown.ids),
+        "guard": None
+        if record.verdict is None
+        else {
+            "action": record.verdict.action,
+            "probability": record.verdict.probability,
+            "max_tokens": record.verdict.max_tokens,
+            "why": record.verdict.why,
+        },
         "outcome": {
             "status": record.status,
             "finish_reason": None if last is None else last.finish,
@@ -165,12 +204,29 @@ def _ms(seconds: float | None) -> float | None:
 
 
 def _words(record: Record, units: int | None, mark: str) -> str:
+    cached = record.cached
+    if cached is not None and "made_by" in cached:
+        return f"Answered from the cache ({cached['outcome']}), which decision {cached['made_by']} filled."
     if not record.attempts:
         return "No endpoint was asked." if record.status != "running" else "It is being answered."
     sentences = []
+    verdict = record.verdict
+    if verdict is not None and verdict.action != "pass":
+        sentences.append(f"The guard said {verdict.action}: {verdict.why}.")
+    if record.answer is not None:
+        made = record.answer["calls"]
+        sentences.append(
+            f"{record.answer['strategy']} made {made} call{'s' if made != 1 else ''}: {record.answer['why']}."
+        )
     for number, attempt in enumerate(record.attempts):
         text = attempt.decision.explain()
-        if attempt.failure is not None:
+        if attempt.shadow is not None:
+            text += f" On trial: {attempt.shadow.explain()}"
+        if attempt.waited_s >= 0.001:
+            text += f" It waited {attempt.waited_s:.3f} s in the endpoint's queue."
+        if attempt.failure == MOVED:
+            text += " Its stream was moved to another endpoint."
+        elif attempt.failure is not None:
             text += f" It failed: {attempt.failure}."
             if number + 1 < len(record.attempts):
                 text += " Then another was tried."
@@ -190,13 +246,19 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "status": attempt.http_status,
         "failure": attempt.failure,
         "duration_ms": _ms(attempt.ended_s - attempt.started_s),
+        "by": attempt.by,
         "probability": decision.probability,
         "why": decision.why,
+        "waited_ms": _ms(attempt.waited_s),
+        "shadow": None
+        if attempt.shadow is None
+        else {"endpoint": attempt.shadow.action, "why": attempt.shadow.why},
         "prices": dict(decision.prices),
         "options": [
             {
                 "endpoint": option.action,
                 "value_usd": option.value,
+                "quality": option.quality,
                 "cost": dict(option.cost),
                 "worth_usd": worth,
                 "load": option.load,

@@ -16,7 +16,9 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
-from apportion.serve import errors
+from apportion.core.guard import StreamWatch
+from apportion.serve import errors, heard
+from apportion.serve.drawn import DrawnReader
 from apportion.serve.http import sse
 from apportion.serve.http.client import Exchange, Phase, Timeouts, TransportFailure
 from apportion.serve.wire import Kind, StreamReader
@@ -24,6 +26,8 @@ from apportion.serve.wire import Kind, StreamReader
 Stage = Literal["waiting", "live", "ended"]
 
 _CONTENT, _META, _USAGE, _DONE, _ERROR, _BAD = Kind
+_STOPS: Final = ("stop", "end_turn", "completed", "tool_calls", "tool_use")
+"""How the dialects say that an answer has ended by itself."""
 _MAX_HELD_BYTES: Final = 4 * 2**20
 """Most that may come before the first content."""
 _MAX_ERROR_BYTES: Final = 1 * 2**20
@@ -57,6 +61,10 @@ class Relay(Exchange):
     end mark, and inside the usage chunk if the client asked for one. ``error_event`` renders an error as an
     in-band event of the client's dialect. ``whole_mark`` closes a stream whose upstream ended it properly but
     without the end mark of its dialect (None: with several choices a finish of one does not tell that it is whole).
+    ``watch`` sees every piece of the answer (drawn at ``temperature``, as `DrawnReader` has it) and may end it; with
+    ``hide_logprobs`` (chat completions only) the client does not see the log probabilities that were asked for on its
+    behalf. The client of a ``patient`` relay is not told
+    at once that the stream has broken: whoever waits for the end may have it go on elsewhere, or ``tell_broken``.
     """
 
     __slots__ = (
@@ -66,12 +74,16 @@ class Relay(Exchange):
         "_first",
         "_held",
         "_held_bytes",
+        "_hide_logprobs",
         "_inflate",
         "_keep_usage",
+        "_leaving",
+        "_patient",
         "_sink",
         "_splitter",
         "_translator",
         "_usage_chunk",
+        "_watch",
         "_whole_mark",
         "broken",
         "reader",
@@ -90,6 +102,10 @@ class Relay(Exchange):
         usage_chunk: Callable[[], bytes] | None,
         error_event: Callable[[errors.GatewayError], bytes],
         whole_mark: bytes | None,
+        watch: StreamWatch | None = None,
+        temperature: float | None = None,
+        hide_logprobs: bool = False,
+        patient: bool = False,
     ) -> None:
         super().__init__(loop, timeouts)
         self.reader = reader
@@ -102,6 +118,13 @@ class Relay(Exchange):
         self._usage_chunk = usage_chunk
         self._error_event = error_event
         self._whole_mark = whole_mark
+        self._watch = watch
+        self._hide_logprobs = hide_logprobs
+        self._patient = patient
+        self._leaving: Callable[[], bool] | None = None
+        if watch is not None:
+            reader.heard = []
+            reader.drawn = DrawnReader(temperature)
         self._splitter = sse.Splitter()
         self._held: list[bytes] = []
         self._held_bytes = 0
@@ -127,7 +150,9 @@ class Relay(Exchange):
         except asyncio.CancelledError:
             self.abort()
             raise
-        if self.failure is not None:
+        if (
+            self.failure is not None and self.failure.phase != "guard"
+        ):  # there was content: it ends like a stream
             raise self.failure
 
     async def answered(self) -> None:
@@ -154,6 +179,16 @@ class Relay(Exchange):
             self.stage = "live"
         held, self._held = self._held, []
         return b"".join(held)
+
+    def leave(self, when: Callable[[], bool]) -> None:
+        """End behind the first piece of the answer after which ``when`` is true (a failure of phase "move"), unless it
+        ends before."""
+        self._leaving = when
+
+    def tell_broken(self) -> None:
+        """Tell the client of a patient relay that its stream has broken."""
+        if self.broken is not None:
+            self._write(self._error_event(self.broken))
 
     # called by the connection
 
@@ -211,9 +246,10 @@ class Relay(Exchange):
         self._resolve()
         if self.stage == "live":
             self.stage = "ended"
-            if failure.phase != "deadline" and self.broken is None:
+            if failure.phase not in ("deadline", "guard") and self.broken is None:
                 self.broken = errors.StreamBrokenError(f"{failure} The answer is incomplete.")
-                self._write(self._error_event(self.broken))
+                if not self._patient:
+                    self.tell_broken()
 
     # events
 
@@ -228,8 +264,12 @@ class Relay(Exchange):
                     out.append(event)
                 continue
             kind = reader.event(data, name)
+            if self._hide_logprobs and kind in (_CONTENT, _META):
+                event = b"data: %b\n\n" % heard.without_logprobs("chat", data)
             if kind is _CONTENT:
                 decisive = True
+                if self._watch is not None:
+                    self._look(self._watch, out)
                 out.append(event if translator is None else translator.feed(name, data))
             elif kind is _META:
                 out.append(event if translator is None else translator.feed(name, data))
@@ -254,6 +294,20 @@ class Relay(Exchange):
         if decisive:
             self._resolve()
         self._write(out[0] if len(out) == 1 else b"".join(out))
+        if self._leaving is not None and decisive and self.reader.finish_reason is None and self._leaving():
+            raise TransportFailure("closed", "The stream leaves its endpoint.", phase="move", sent=True)
+
+    def _look(self, watch: StreamWatch, out: list[bytes]) -> None:
+        """Show the newest piece to the guard. Raises ``TransportFailure`` if the answer is to end before it."""
+        pieces, tokens = self.reader.heard or [], self.reader.drawn
+        if tokens is None or not (pieces or tokens.found):
+            return
+        why = watch.feed("".join(pieces), 1, tokens.found)
+        pieces.clear()
+        tokens.found.clear()
+        if why is not None:
+            self._write(b"".join(out))
+            raise TransportFailure("closed", why, phase="guard", sent=True)
 
     def _take_rest(self) -> None:
         """The connection has ended properly: a last event may lack its blank line, or the end mark be missing."""
@@ -278,7 +332,7 @@ class Relay(Exchange):
         if kind is _ERROR:
             detail = _message(self.reader.error or data)
             failure = TransportFailure("error", f"The upstream reported an error: {detail}", sent=True)
-            if self.stage == "live" and self._translator is None:
+            if self.stage == "live" and self._translator is None and not self._patient:
                 self.broken = errors.StreamBrokenError(str(failure))
                 self._write(event)  # in the upstream's own words
         else:
@@ -287,6 +341,8 @@ class Relay(Exchange):
 
     def _end(self, out: list[bytes]) -> None:
         """The stream is whole; how the connection ends is of no interest any more."""
+        if self._watch is not None and self.reader.finish_reason in _STOPS:
+            self._watch.ended()
         self._resolve()
         self._write(b"".join(out))
         self.stage = "ended"

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from typing import Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import Raw
 
-from apportion.core import catalogue
-from apportion.core.cost import Cost
-from apportion.core.option import Option
+from apportion.core.method import Method
 from apportion.core.policy import Policy
-from apportion.core.resource import SERVER_SECONDS
+from apportion.core.prospect import Prospect, usual_output_tokens, usual_server_s
 from apportion.measure.energy import Power
 from apportion.measure.price import MachinePrice, TokenPrice
 from apportion.measure.tokens import TokenRates
@@ -27,43 +25,37 @@ from apportion.serve.books import Books
 from apportion.serve.call import Api
 from apportion.serve.config.pricing import Prices
 from apportion.serve.config.schema import Config, Key, Model, Target, Team
+from apportion.serve.conversations import Conversations
 from apportion.serve.http.client import Watch
 from apportion.serve.identity import headers_of
 from apportion.serve.keyring import Keyring, Snapshot, merged
 from apportion.serve.ledger.ledger import Ledger
 from apportion.serve.meters import Meters, RouteMeters
+from apportion.serve.methods import Methods, models_of
 from apportion.serve.upstream import Endpoint
 
-_SMOOTHING: Final = 0.1
+if TYPE_CHECKING:
+    from apportion.serve.showing import Class
+
 _NO_TEAM: Final = Team(models=[], endpoints=[])
 """What a team allows that has been removed."""
 
 
-class Route:
+class Route(Prospect):
     """One endpoint in the role of one model: what it is called there, costs and is predicted to do."""
 
     __slots__ = (
         "_spoken",
-        "action",
         "endpoint",
         "flat",
         "header",
         "machine",
-        "mean_server_s",
         "meters",
         "model",
         "model_json",
         "most_work",
-        "output_tokens_per_s",
-        "power",
         "price",
-        "quality",
         "rates",
-        "ttft_s",
-        "usd_in",
-        "usd_out",
-        "usd_request",
-        "weight",
     )
 
     def __init__(
@@ -80,28 +72,25 @@ class Route:
         self.endpoint = endpoint
         self.model = target.model or config.model or logical
         self.model_json = Raw(json.dumps(self.model).encode())
-        self.action = endpoint.name if target.model is None else f"{endpoint.name}/{self.model}"
         self.price: TokenPrice | None = price if isinstance(price, TokenPrice) else None
         self.machine: MachinePrice | None = price if isinstance(price, MachinePrice) else None
         self.flat = self.price.flat_rates() if self.price is not None else None
         """The most a request, an input and an output token cost, in pico-dollars; None where that depends."""
-        self.power = None if config.watts is None else Power.of(config.watts, gco2_per_kwh)
-        """What one request draws and emits; None where it is unknown."""
+        super().__init__(
+            endpoint.name if target.model is None else f"{endpoint.name}/{self.model}",
+            quality=target.quality,
+            weight=target.weight,
+            ttft_s=target.ttft_s,
+            output_tokens_per_s=target.output_tokens_per_s,
+            capacity=endpoint.slots,
+            token_usd=None if self.price is None else self.price.usd(),
+            machine_usd_per_s=None if self.machine is None else self.machine.usd_per_s,
+            power=None if config.watts is None else Power.of(config.watts, gco2_per_kwh),
+        )
         self.most_work = self.work(endpoint.timeouts.total_s)
         """The most server-seconds, joules and gCO2 an attempt can take, in the resources' smallest parts."""
         self.rates = rates or TokenRates(self.model)
         """How it counts tokens, for answers that come without usage."""
-        self.quality = target.quality
-        self.weight = target.weight
-        self.ttft_s = target.ttft_s
-        self.output_tokens_per_s = target.output_tokens_per_s
-        self.mean_server_s: float | None = None
-        """Server-seconds of an answer, smoothed; the prediction where the configuration gives none."""
-        scale = 1e-12
-        tokens = self.price
-        self.usd_in = tokens.input * scale if tokens else 0.0
-        self.usd_out = tokens.output * scale if tokens else 0.0
-        self.usd_request = tokens.request * scale if tokens else 0.0
         self._spoken: dict[Api, Api | None] = {}
         model, name = (
             "".join(c for c in text if c.isprintable() and c.isascii())
@@ -109,14 +98,6 @@ class Route:
         )
         self.header = f"x-apportion-model: {model}\r\nx-apportion-endpoint: {name}\r\n"
         self.meters = RouteMeters(meters, logical, endpoint.name)
-
-    def work(self, server_s: float) -> tuple[int, int | None, int | None]:
-        """Server-seconds, joules and gCO2 of so much time, in smallest parts; None where they are unknown."""
-        server_ns = SERVER_SECONDS.to_units(server_s)
-        power = self.power
-        if power is None:
-            return (server_ns, None, None)
-        return (server_ns, power.joules_units(server_ns), power.gco2_units(server_ns))
 
     @property
     def priced(self) -> bool:
@@ -131,61 +112,50 @@ class Route:
             spoken = self._spoken[api] = self.endpoint.spoken_for(api)
             return spoken
 
-    def option(self, tokens_in: float, tokens_out: float, worth_usd: float | None) -> Option:
-        """The route as an option: value of a right answer times quality, and predictions of what it costs.
 
-        The dollars are those of its table, or of the machine's time; the time is what the configuration says,
-        else the smoothed measurement.
-        """
-        server_s = self.mean_server_s
-        ttft_s = self.ttft_s
-        if self.price is not None and ttft_s is None:
-            usd = self.usd_request + self.usd_in * tokens_in + self.usd_out * tokens_out
-            if server_s is None:
-                amounts = {"tokens": tokens_in + tokens_out, "usd": usd}
-            else:
-                amounts = {"tokens": tokens_in + tokens_out, "usd": usd, "server_seconds": server_s}
-        else:
-            amounts = {"tokens": tokens_in + tokens_out}
-            if ttft_s is not None:
-                speed = self.output_tokens_per_s
-                amounts["seconds"] = seconds = ttft_s + (tokens_out / speed if speed else 0.0)
-                server_s = seconds if server_s is None else server_s
-            if server_s is not None:
-                amounts["server_seconds"] = server_s
-            if self.price is not None:
-                amounts["usd"] = self.usd_request + self.usd_in * tokens_in + self.usd_out * tokens_out
-            elif self.machine is not None and server_s is not None:
-                amounts["usd"] = self.machine.hour * 1e-12 / 3600 * server_s
-        power = self.power
-        if power is not None and server_s is not None:
-            amounts["joules"] = power.joules(server_s)
-            gco2 = power.gco2(server_s)
-            if gco2 is not None:
-                amounts["gco2"] = gco2
-        quality = self.quality
-        value = 0.0 if worth_usd is None else worth_usd if quality is None else worth_usd * quality
-        return Option(self.action, value, Cost.of(amounts), load=self.endpoint.load, weight=self.weight)
-
-    def measured(self, server_s: float) -> None:
-        """Take in the server-seconds of an answer."""
-        mean = self.mean_server_s
-        self.mean_server_s = server_s if mean is None else mean + _SMOOTHING * (server_s - mean)
+def _learns(method: Method) -> bool:
+    return method.learns if isinstance(method, Policy) else True
 
 
 class Group:
-    """A logical model: its routes and the policy that chooses among them."""
+    """A logical model: its routes, and the methods that decide and predict for it."""
 
-    __slots__ = ("config", "name", "policy", "policy_key", "routes")
+    __slots__ = ("config", "conversations", "methods", "name", "picky", "plain", "routes", "school")
 
     def __init__(
-        self, name: str, config: Model, routes: tuple[Route, ...], policy: Policy, policy_key: str
+        self,
+        name: str,
+        config: Model,
+        routes: tuple[Route, ...],
+        methods: Methods,
+        conversations: Conversations | None,
+        caching: bool = False,
+        school: Class | None = None,
     ) -> None:
         self.name = name
         self.config = config
         self.routes = routes
-        self.policy = policy
-        self.policy_key = policy_key
+        self.methods = methods
+        self.school = school
+        """Examples of a large model's answers for a small one; None where nobody is taught."""
+        self.conversations = conversations
+        """Where each conversation was answered last; None where that makes no difference."""
+        self.picky = any(r.endpoint.config.lacks or r.endpoint.config.context_tokens for r in routes)
+        """Whether some of the endpoints cannot answer everything."""
+        self.plain = not (
+            caching or methods.reads or methods.strategy or methods.guard or conversations is not None
+        )
+        """Whether only the endpoint is decided."""
+
+    @property
+    def usual_server_s(self) -> float | None:
+        """Server-seconds of an answer of this model, by whatever route: what one that was never seen is taken for."""
+        return usual_server_s(self.routes)
+
+    @property
+    def usual_output_tokens(self) -> float:
+        """Output tokens of an answer of this model, by whatever route, as far as is known."""
+        return usual_output_tokens(self.routes, float(self.config.expected_output_tokens))
 
 
 class Access(NamedTuple):
@@ -194,6 +164,10 @@ class Access(NamedTuple):
     models: frozenset[str]
     endpoints: frozenset[str] | None
     """None: all of them."""
+    require: frozenset[str] = frozenset()
+    """Tags that an endpoint must have."""
+    routing: bool = True
+    """Whether it takes part in what is being tried."""
 
 
 class Runtime:
@@ -236,7 +210,9 @@ class Runtime:
         for name, entry in config.endpoints.items():
             kept = previous.endpoints.get(name) if previous else None
             self.endpoints[name] = (
-                kept if kept is not None and kept.config == entry else Endpoint(name, entry, watch)
+                kept
+                if kept is not None and kept.config == entry
+                else Endpoint(name, entry, watch, config.listen.workers)
             )
         self.groups: dict[str, Group] = {
             name: self._group(name, model, prices, meters, previous) for name, model in config.models.items()
@@ -248,6 +224,10 @@ class Runtime:
             previous=previous.books if previous else None,
             now=time.time(),
         )
+        outside = {"usd": 1.0, **config.prices}
+        for endpoint in self.endpoints.values():
+            if endpoint.queue is not None:
+                endpoint.queue.prices = outside
         self._successor: Runtime | None = None
         if previous is not None:
             previous._successor = self
@@ -267,22 +247,34 @@ class Runtime:
             price = prices[endpoint.name, upstream_name].price
             rates = learned.get((endpoint.name, upstream_name))
             routes.append(Route(endpoint, target, name, price, meters, self.config.gco2_per_kwh, rates))
-        policy_key = json.dumps([model.policy.name, model.policy.parameters], sort_keys=True, default=repr)
-        policy = (
-            kept.policy
-            if kept is not None and kept.policy_key == policy_key
-            else catalogue.build(model.policy.name, **model.policy.parameters)
+        counts = bool(self.config.prices.get("seconds"))
+        encoder = "text/minilm" if self.config.text.encoder == "minilm" else None
+        before = kept.methods if kept is not None else None
+        log = self.config.records.log
+        methods = Methods(
+            model,
+            before,
+            waiting_counts=counts,
+            encoder=encoder,
+            queued=any(route.endpoint.queue is not None for route in routes),
+            logged=log is not None and log.features,
         )
-        if not isinstance(policy, Policy):
-            raise TypeError(f"{model.policy.name} is not a policy")
-        return Group(name, model, tuple(routes), policy, policy_key)
+        for route in routes:
+            _name_for(route, methods)
+        caching = self.config.cache.enabled and model.cached
+        talks = _conversations(model, routes, kept)
+        return Group(name, model, tuple(routes), methods, talks, caching, _school(model, kept))
 
     def _take_people(self, people: Snapshot) -> None:
         self.people = people
         self.config: Config = merged(self.configured, people)
         """The configuration with what is in the database."""
         self._keyring = Keyring(
-            self.config, people.credentials, self._pepper, local_sha256=self._local_sha256
+            self.config,
+            people.credentials,
+            self._pepper,
+            local_sha256=self._local_sha256,
+            clock=time.time,
         )
         self._access: dict[str, tuple[Key, Access]] = {}
 
@@ -290,6 +282,17 @@ class Runtime:
         """Go over to other keys, teams and budgets of the database; what was verified before is verified anew."""
         self._take_people(people)
         self.books = Books(self.config, self.ledger, previous=self.books, now=time.time())
+
+    def learners(self) -> dict[str, tuple[str, Method]]:
+        """Every method that may have learned something, with its class's name, by the name under which it is saved."""
+        found: dict[str, Method] = {}
+        for name, group in self.groups.items():
+            for role, method in group.methods.by_role().items():
+                found[f"model/{name}/{role}"] = method
+        for name, endpoint in self.endpoints.items():
+            if endpoint.queue is not None:
+                found[f"endpoint/{name}/queue"] = endpoint.queue.policy
+        return {name: (type(m).__name__, m) for name, m in found.items() if _learns(m)}
 
     def newest(self) -> Runtime:
         """The runtime that has taken over from this one; itself while none has."""
@@ -316,6 +319,7 @@ class Runtime:
             owners.append(self.config.teams.get(key.team, _NO_TEAM))
         allowed = [frozenset(owner.endpoints) for owner in owners if owner.endpoints is not None]
         endpoints = frozenset.intersection(*allowed) if allowed else None
+        require = frozenset(tag for owner in owners for tag in owner.require)
         return Access(
             frozenset(
                 name
@@ -324,6 +328,8 @@ class Runtime:
                 and (endpoints is None or any(r.endpoint.name in endpoints for r in group.routes))
             ),
             endpoints,
+            require,
+            all(owner.routing for owner in owners),
         )
 
     def group(self, model: str, key: Key) -> Group:
@@ -342,3 +348,34 @@ class Runtime:
         """The models that a key may use, in the order of the configuration."""
         allowed = self.access(key).models
         return [name for name in self.groups if name in allowed]
+
+
+def _name_for(route: Route, methods: Methods) -> None:
+    """The name under which the predictors' files know a route."""
+    for predictor in (methods.quality, methods.length):
+        known = models_of(predictor) if predictor is not None else frozenset()
+        for name in (route.action, route.endpoint.name, route.model):
+            if name in known:
+                route.predicted_as = name
+                return
+
+
+def _school(model: Model, kept: Group | None) -> Class | None:
+    """The examples of a model; those it has stay while their settings do."""
+    if model.examples is None:
+        return None
+    if kept is not None and kept.school is not None and kept.school.settings == model.examples:
+        return kept.school
+    from apportion.serve.showing import Class
+
+    return Class(model.examples)
+
+
+def _conversations(model: Model, routes: Sequence[Route], kept: Group | None) -> Conversations | None:
+    """The memory of conversations, where staying at an endpoint can make a difference."""
+    cheaper = any(route.usd_cached < route.usd_in for route in routes)
+    if len(routes) < 2 or model.sticky == "off" or (model.sticky == "priced" and not cheaper):
+        return None
+    if kept is not None and kept.conversations is not None and kept.config.sticky_s == model.sticky_s:
+        return kept.conversations
+    return Conversations(model.sticky_s)

@@ -38,6 +38,8 @@ def shown_key(key: Key, now: float, stored: StoredKey | None = None) -> dict[str
         "team": key.team,
         "models": key.models,
         "endpoints": key.endpoints,
+        "require": key.require,
+        "routing": key.routing,
         "expires": _moment(key.expires),
         "tags": key.tags,
         "limits": msgspec.structs.asdict(key.limits),
@@ -56,6 +58,8 @@ def shown_team(name: str, team: Team, *, stored: bool = True) -> dict[str, Any]:
         "source": "database" if stored else "configuration",
         "models": team.models,
         "endpoints": team.endpoints,
+        "require": team.require,
+        "routing": team.routing,
         "limits": msgspec.structs.asdict(team.limits),
         "budget": _spending(team.budget),
     }

@@ -30,7 +30,7 @@ from apportion.serve.http.server import Request, Responder, Server
 from apportion.serve.ledger.opening import make_first_key
 from apportion.serve.logs import configure as configure_logs
 from apportion.serve.tracing import require
-from apportion.serve.worker import Address, Worker, frame
+from apportion.serve.worker import Address, Worker, frame, tell_all_started
 
 logger = logging.getLogger("apportion.supervisor")
 
@@ -208,6 +208,7 @@ class Supervisor:
             first_key = await make_first_key(self.config)
             self._processes = [_Process(self, index, port) for index in range(self.workers)]
             await asyncio.gather(*(process.start() for process in self._processes))
+            tell_all_started(self.directory)
         self._control = Server(self._answer_control)
         self._control_path = run_directory(port) / "control.sock"
         self._control_path.unlink(missing_ok=True)

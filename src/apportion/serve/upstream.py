@@ -13,10 +13,22 @@ import time
 from typing import Final
 from urllib.parse import urlsplit
 
+from apportion.core import catalogue
+from apportion.core.policy import Policy
 from apportion.serve.call import Api
 from apportion.serve.config.schema import Endpoint as EndpointConfig
+from apportion.serve.config.schema import Queue as QueueConfig
 from apportion.serve.health import Circuit, ServerClock
-from apportion.serve.http.client import Exchange, Pool, Target, Timeouts, Watch, client_tls
+from apportion.serve.http.client import (
+    Exchange,
+    Pool,
+    Target,
+    Timeouts,
+    TransportFailure,
+    Watch,
+    client_tls,
+)
+from apportion.serve.queue import EndpointQueue
 
 logger = logging.getLogger("apportion.upstream")
 
@@ -59,7 +71,7 @@ SPOKEN_FOR: Final[dict[Api, tuple[Api, ...]]] = {
 class Endpoint:
     """One endpoint of the configuration, alive: its pool, breaker, load and clock. Lives across reloads."""
 
-    def __init__(self, name: str, config: EndpointConfig, watch: Watch) -> None:
+    def __init__(self, name: str, config: EndpointConfig, watch: Watch, workers: int = 1) -> None:
         self.name = name
         self.config = config
         self.apis: tuple[Api, ...] = (
@@ -69,9 +81,7 @@ class Endpoint:
             if config.kind == "local" and config.embeddings
             else _SPOKEN[config.kind]
         )
-        self.circuit = Circuit(
-            config.breaker, lambda state: logger.warning("endpoint %s: circuit %s", name, state)
-        )
+        self.circuit = Circuit(config.breaker, self._circuit_changed)
         self.clock = ServerClock()
         self.in_flight = 0
         self.reported_load: float | None = None
@@ -83,6 +93,14 @@ class Endpoint:
         t = config.timeouts
         self.timeouts = Timeouts(t.connect_s, t.first_token_s, t.gap_s, t.total_s)
         self.slots = config.slots or (4 if config.kind == "local" else None)
+        self.tags = frozenset(config.tags)
+        self.continues = config.kind == "local" if config.continues is None else config.continues
+        """Whether it goes on with an answer that somebody else has begun."""
+        self.draining = False
+        """Whether it is to have no new requests, because an operator takes it out."""
+        self.queue = None if config.queue is None else _queue(config.queue, (self.slots or 1) // workers)
+        """Where requests wait while it works on as many as it can, if they do."""
+        self._retired = False
         self._watch = watch
         self.pool: Pool | None = None
         self._heads: dict[Api, bytes] = {}
@@ -168,10 +186,18 @@ class Endpoint:
     @property
     def load(self) -> float | None:
         """Work in flight over capacity, by its own report or by ours; None if the capacity is unknown."""
-        own = self.in_flight / self.slots if self.slots else None
+        waiting = 0 if self.queue is None else self.queue.waiting
+        own = (self.in_flight + waiting) / self.slots if self.slots else None
         if self.reported_load is None:
             return own
         return max(self.reported_load, own or 0.0)
+
+    def _circuit_changed(self, state: str) -> None:
+        logger.warning("endpoint %s: circuit %s", self.name, state)
+        if state == "open" and self.queue is not None:
+            self.queue.turn_away(
+                TransportFailure("busy", "The endpoint failed while requests waited for it.")
+            )
 
     def available(self, now_s: float) -> bool:
         """Whether a request may go there now."""
@@ -179,6 +205,7 @@ class Endpoint:
         return (
             self.pool is not None
             and self.healthy
+            and not self.draining
             and (circuit.state == "closed" or circuit.allows(now_s))
             and now_s >= self.rests_until_s
         )
@@ -188,9 +215,32 @@ class Endpoint:
         return max(self.circuit.retry_in_s(now_s), self.rests_until_s - now_s, 0.0)
 
     def close(self) -> None:
-        """Out of the configuration: what is under way finishes."""
-        if self.pool is not None:
+        """Out of the configuration: what is under way or waits in its queue finishes."""
+        self._retired = True
+        self.served()
+
+    def served(self) -> None:
+        """A request has left the queue: one that is out of the configuration closes behind the last."""
+        queue = self.queue
+        if (
+            self._retired
+            and self.pool is not None
+            and (queue is None or not (queue.waiting or queue.running))
+        ):
             self.pool.close()
+
+
+def _queue(config: QueueConfig, slots: int) -> EndpointQueue:
+    policy = catalogue.build(config.policy.name, **config.policy.parameters)
+    if not isinstance(policy, Policy):
+        raise TypeError(f"{config.policy.name} is not a policy")
+    return EndpointQueue(
+        policy,
+        slots=max(1, slots),
+        max_waiting=config.max_waiting,
+        max_wait_s=config.max_wait_s,
+        now=time.perf_counter,
+    )
 
 
 def retry_after_s(exchange: Exchange) -> float | None:

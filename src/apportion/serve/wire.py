@@ -21,6 +21,7 @@ import msgspec
 
 from apportion.measure.tokens import estimate_output_tokens
 from apportion.measure.usage import Usage
+from apportion.serve.drawn import DrawnReader
 
 
 class Kind(IntEnum):
@@ -78,6 +79,7 @@ class _Choice(msgspec.Struct, gc=False):
     delta: _Delta | None = None
     finish_reason: str | None = None
     text: str | None = None
+    logprobs: msgspec.Raw = _NO_RAW
 
 
 class _PromptDetails(msgspec.Struct, gc=False):
@@ -655,10 +657,24 @@ class StreamReader:
             estimate the output.
     """
 
-    __slots__ = ("_usage", "error", "finish_reason", "model", "output_bytes", "output_events", "usage_final")
+    __slots__ = (
+        "_usage",
+        "drawn",
+        "error",
+        "finish_reason",
+        "heard",
+        "model",
+        "output_bytes",
+        "output_events",
+        "usage_final",
+    )
 
     def __init__(self) -> None:
         self._usage: Any = None
+        self.heard: list[str] | None = None
+        """Where the pieces of the answer's text go, if somebody listens; else nobody keeps them."""
+        self.drawn: DrawnReader | None = None
+        """Where the log probabilities of its tokens go, likewise; only chat completions carry them."""
         self.error: bytes | None = None
         self.finish_reason: str | None = None
         self.model: str | None = None
@@ -682,6 +698,10 @@ class StreamReader:
     def _says_output(self, tokens: int | None) -> bool:
         """Whether a report of so many output tokens covers what has come: nothing for something covers nothing."""
         return tokens is not None and (tokens > 0 or self.output_bytes == 0)
+
+    def _hear(self, *texts: object) -> None:
+        if self.heard is not None:
+            self.heard += [text for text in texts if text and isinstance(text, str)]
 
     def _content(self, size: int) -> Kind:
         if size:
@@ -726,10 +746,15 @@ class _ChatReader(StreamReader):
             if delta is not None:
                 if delta.content:
                     size += _size(delta.content)
+                if self.heard is not None:
+                    self._hear(delta.content, delta.reasoning_content, delta.reasoning)
+                    if self.drawn is not None and (said := bytes(choice.logprobs)):
+                        self.drawn.read(said)
                 if delta.reasoning_content or delta.reasoning or delta.tool_calls:
                     size += _other_bytes(delta)
             elif choice.text:
                 size += _size(choice.text)
+                self._hear(choice.text)
         if size == 0:
             return self._tolerant(data, event_name)
         self.output_events += 1
@@ -777,9 +802,15 @@ class _ChatReader(StreamReader):
         for choice in choices if isinstance(choices, list) else [choices]:
             choice = _dict(choice)
             self.finish_reason = _str(choice.get("finish_reason")) or self.finish_reason
+            if self.drawn is not None and choice.get("logprobs"):
+                self.drawn.read(dumps(choice["logprobs"]))
             for part in (choice.get("delta") or choice.get("message"), choice.get("text")):
                 content = content or _holds_content(part)
                 size += _sizes(part)
+                if isinstance(part, dict):
+                    self._hear(part.get("content"), part.get("reasoning_content"), part.get("reasoning"))
+                else:
+                    self._hear(part)
         if not content:
             self.usage_final = self.usage_final or told
             return META
@@ -822,6 +853,7 @@ class _MessagesReader(StreamReader):
             if text:
                 self.output_events += 1
                 self.output_bytes += _size(text)
+                self._hear(text)
                 return CONTENT
             known = (delta.text, delta.thinking, delta.partial_json)
             return META if "" in known else self._content(0)  # else a signature or a citation
@@ -934,6 +966,7 @@ class _ResponsesReader(StreamReader):
                 return META
             self.output_events += 1
             self.output_bytes += _size(event.delta)
+            self._hear(event.delta)
             return CONTENT
         if (
             kind is None

@@ -12,8 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apportion.core import Cost, Option, Policy, State
-from apportion.policy.route import LeastLoad, PowerOfTwo, Priced, Random, RoundRobin, Weighted
-from apportion.policy.route.power_of_two import chance
+from apportion.policy.route.least_load import LeastLoad
+from apportion.policy.route.power_of_two import PowerOfTwo, chance
+from apportion.policy.route.priced import Priced
+from apportion.policy.route.random import Random
+from apportion.policy.route.round_robin import RoundRobin
+from apportion.policy.route.weighted import Weighted
 
 
 def servers(loads: list[float]) -> list[Option]:

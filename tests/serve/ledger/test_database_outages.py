@@ -62,7 +62,6 @@ def test_a_restart_between_two_batches_costs_one_try(postgres: Postgres) -> None
 
 def test_a_silent_postgresql_is_given_up(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its machine is there and answers nothing: limits that the server keeps do not help then."""
-    monkeypatch.setattr(postgres_module._Connection, "limit_s", 0.5)
     database = Database(create_database(postgres.url()))
     it = Teller(database, "one", [TOKENS])
     it.lease({}, 500)
@@ -70,8 +69,10 @@ def test_a_silent_postgresql_is_given_up(postgres: Postgres, monkeypatch: pytest
     assert entry is not None
     postgres.pause()
     try:
-        with pytest.raises(BankError):
-            it.say()
+        with monkeypatch.context() as hasty:
+            hasty.setattr(postgres_module._Connection, "limit_s", 0.5)
+            with pytest.raises(BankError):
+                it.say()
     finally:
         postgres.resume()
     it.say()
@@ -83,7 +84,7 @@ def test_a_silent_postgresql_is_given_up(postgres: Postgres, monkeypatch: pytest
 
 
 def test_a_lock_that_somebody_keeps_ends_the_wait(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres_module, "_STATEMENT_MS", 200)
+    monkeypatch.setattr(postgres_module, "_STATEMENT_MS", 2000)
     database = Database(postgres_url)
     it = Teller(database, "one", [TOKENS])
     it.lease({}, 500)

@@ -29,6 +29,7 @@ from apportion.serve.ledger.entries import (
 from apportion.serve.ledger.journal import Journal
 from apportion.serve.ledger.ledger import Ledger, Refused, Reservation, Settings, Unavailable
 from apportion.serve.ledger.purse import Line, Lines, Purse
+from virtual import EPOCH_S, VirtualLoop, virtual_time
 
 TEN = Budget("ten", "usd", 10e-12)
 
@@ -167,7 +168,7 @@ async def test_sixty_four_at_once_never_overspend(make: Make, bank: Flaky) -> No
 
     async def one(ledger: Ledger, rng: random.Random) -> int:
         total = 0
-        for _ in range(10):
+        for _ in range(1000):  # until it is refused, however they meet
             purse = ledger.purse("hundred@all", Budget("hundred", "usd", 100e-12), "all")
             try:
                 got = await ledger.reserve(lines(purse), amounts(3), entry(ledger, 3))
@@ -233,7 +234,7 @@ async def test_a_lost_database_books_everything_once_when_it_is_back(
         bank.before = True
     for reservation in got[:10]:
         settle(ledger, reservation, 7)
-    for _ in range(200):
+    for _ in range(2000):
         await asyncio.sleep(0.005)
         if ledger.lost:
             break
@@ -260,7 +261,7 @@ async def test_while_nobody_lends_what_is_spent_is_still_written_down(
     await ledger.durable()
     bank.lending_lost = True
     settle(ledger, got, 7)
-    for _ in range(400):
+    for _ in range(4000):
         await asyncio.sleep(0.005)
         if spent(bank) == 7 and not ledger.pending:
             break
@@ -270,7 +271,7 @@ async def test_while_nobody_lends_what_is_spent_is_still_written_down(
     with pytest.raises(Unavailable):
         await ledger.reserve(lines(purse), amounts(1000), entry(ledger, 1000))
     bank.lending_lost = False
-    for _ in range(400):
+    for _ in range(4000):
         await asyncio.sleep(0.02)
         if not ledger.lost:
             break
@@ -285,7 +286,7 @@ async def test_where_it_is_to_refuse_nothing_is_spent_while_the_database_is_lost
     got = await ledger.reserve(lines(purse), amounts(10), entry(ledger, 10))
     bank.before = True
     settle(ledger, got, 1)
-    for _ in range(200):
+    for _ in range(2000):
         await asyncio.sleep(0.005)
         if ledger.lost:
             break
@@ -318,7 +319,7 @@ async def test_a_timer_that_goes_off_early_does_not_end_the_tries(make: Make, ba
     bank.before = True
     with pytest.raises(Unavailable):
         await ledger.reserve(lines(purse), amounts(1), entry(ledger, 1))
-    for _ in range(400):
+    for _ in range(4000):
         await asyncio.sleep(0.005)
         if ledger.lost:
             break
@@ -326,7 +327,7 @@ async def test_a_timer_that_goes_off_early_does_not_end_the_tries(make: Make, ba
         await asyncio.sleep(0.001)
     bank.before = False
     ledger._fly()
-    for _ in range(400):
+    for _ in range(4000):
         await asyncio.sleep(0.02)
         if not ledger.lost:
             break
@@ -356,35 +357,39 @@ async def test_an_overdraft_is_there_for_who_begins_while_something_is_left(make
     assert purse.available == -20
 
 
-async def test_the_last_prices_are_saved_although_nothing_else_is_to_be_said(make: Make, bank: Flaky) -> None:
-    ledger = await make()
-    learned = 0
-    ledger.saved_prices = lambda: {"all": str(learned)}
-    purse = ledger.purse("soft@all", Budget("soft", "usd", 3e-12, hard=False), "all")
+def test_the_last_prices_are_saved_although_nothing_else_is_to_be_said(tmp_path: Path) -> None:
+    loop, learned = VirtualLoop(), 0
+    bank = Flaky(Database(f"sqlite:///{tmp_path}/ledger.db", clock=lambda: EPOCH_S + loop.time()))
 
-    async def spend() -> None:
-        nonlocal learned
-        learned += 1
-        settle(ledger, await ledger.reserve(lines(purse), amounts(1), entry(ledger, 1)), 1)
-        await ledger.durable()
+    async def work() -> None:
+        ledger = await Ledger.open(bank, Settings(None), rng=random.Random(1))
+        ledger.saved_prices = lambda: {"all": str(learned)}
+        purse = ledger.purse("soft@all", Budget("soft", "usd", 3e-12, hard=False), "all")
 
-    for _ in range(3):
+        async def spend() -> None:
+            nonlocal learned
+            learned += 1
+            settle(ledger, await ledger.reserve(lines(purse), amounts(1), entry(ledger, 1)), 1)
+            await ledger.durable()
+
+        await asyncio.sleep(1.0)
+        for _ in range(3):
+            await spend()
+        assert bank.database.prices() == {"all": "1"}, "not with every batch"
+        await asyncio.sleep(2.0)
+        assert bank.database.prices() == {"all": "3"}
+        batches = len(bank.batches)
+        await asyncio.sleep(5.0)
+        assert len(bank.batches) == batches, "and then there is nothing to be said"
         await spend()
-    assert bank.database.prices() == {"all": "1"}, "not with every batch"
-    for _ in range(400):
-        await asyncio.sleep(0.01)
-        if bank.database.prices() == {"all": "3"}:
-            break
-    assert bank.database.prices() == {"all": "3"}
-    batches = len(bank.batches)
-    await asyncio.sleep(1.2)
-    assert len(bank.batches) == batches, "and then there is nothing to be said"
-    await spend()
-    await spend()
-    await ledger.close()
-    database = Database(str(bank.database.engine.url))
-    assert database.prices() == {"all": "5"}
-    database.dispose()
+        await spend()
+        assert await ledger.close()
+        assert bank.database.prices() == {"all": "5"}
+
+    with virtual_time(loop, EPOCH_S):
+        loop.run_until_complete(work())
+    loop.close()
+    bank.database.dispose()
 
 
 async def test_a_death_is_recovered_from_the_journal(make: Make, bank: Flaky, tmp_path: Path) -> None:
@@ -432,7 +437,7 @@ async def test_one_that_was_given_up_starts_anew_and_its_settlements_are_correct
     await ledger.durable()
     bank.database.forget(ledger._home.holder)
     other = await ledger.reserve(lines(purse), amounts(0), entry(ledger, 0))
-    for _ in range(400):
+    for _ in range(4000):
         await asyncio.sleep(0.005)
         if not ledger.lost and ledger._home is not got.home:
             break
@@ -450,7 +455,7 @@ async def test_idle_leases_go_back(make: Make) -> None:
     purse = ledger.purse("big@all", Budget("big", "usd", 1000e-12), "all")
     for _ in range(5):
         settle(ledger, await ledger.reserve(lines(purse), amounts(10), entry(ledger, 10)), 1)
-    for _ in range(60):
+    for _ in range(600):
         await asyncio.sleep(0.1)
         if not purse.free:
             break
@@ -522,7 +527,7 @@ async def test_what_the_database_will_never_take_keeps_nobody_waiting(
     poison = entry(ledger, 0, team="poison")
     assert ledger.take(lines(), amounts(0), poison) is not None
     settle(ledger, beside, 2)
-    for _ in range(600):
+    for _ in range(6000):
         await asyncio.sleep(0.02)
         if not ledger.pending and not ledger.lost:
             break

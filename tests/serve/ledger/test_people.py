@@ -75,6 +75,8 @@ FULL = Key(
     admin=True,
     models=["chat"],
     endpoints=["a", "b"],
+    require=["eu", "own"],
+    routing=False,
     expires=1_800_000_000.25,
     tags={"cost_centre": "7"},
     limits=KeyLimits(requests_per_minute=60, parallel=2),
@@ -84,14 +86,15 @@ FULL = Key(
 
 class TestKeys:
     def test_everything_about_a_key_comes_back(self, people: People) -> None:
-        people.create_team("red", Team(models=["chat"]), ME)
+        team = Team(models=["chat"], endpoints=["a"], require=["eu"], routing=False)
+        people.create_team("red", team, ME)
         stored, secret = people.create_key(FULL, ME)
         assert stored.key == FULL
         assert stored == people.key(stored.id) == people.key("alice")
         assert secret.startswith(f"sk-ap-{stored.id}-")
         snapshot = people.snapshot()
         assert snapshot.keys == (FULL,)
-        assert dict(snapshot.teams) == {"red": Team(models=["chat"])}
+        assert dict(snapshot.teams) == {"red": team}
 
     def test_a_window_in_seconds_and_none_come_back(self, people: People) -> None:
         for name, window in (("a", 3600.0), ("b", None), ("c", "week")):
@@ -130,6 +133,25 @@ class TestKeys:
             people.create_key(Key(name="a"), ME)
         assert len(people.all_keys()) == 1
 
+    def test_a_deleted_name_is_not_given_again(self, people: People) -> None:
+        """What somebody spent stays under a name: who comes after must not go on with it."""
+        people.create_key(Key(name="a", team="red"), ME, teams={"red"})
+        people.create_team("red", Team(), ME)
+        people.delete_key("a", ME)
+        people.delete_team("red", ME)
+        version = people.version()
+        with pytest.raises(TakenError, match="'a' was deleted") as raised:
+            people.create_key(Key(name="a"), ME)
+        assert "another name" in (raised.value.fix or "")
+        with pytest.raises(TakenError, match="'red' was deleted"):
+            people.create_team("red", Team(), ME)
+        assert (people.version(), people.all_keys(), people.all_teams()) == (version, [], {})
+        people.create_team("a", Team(), ME)
+        people.create_key(Key(name="red"), ME)
+        people.create_budget(Budget(name="b", amount=1.0), ME)
+        people.delete_budget("b", ME)
+        people.create_budget(Budget(name="b", amount=2.0), ME)  # one view of the same spending
+
     @pytest.mark.parametrize(
         "name", ["", " a", "a ", "a/b", "a\nb", "x" * 101, "self", "local", "anonymous", "0123456789ab"]
     )
@@ -161,6 +183,13 @@ class TestKeys:
         assert people.key("admin").key.admin
         assert people.create_first_key("admin", "start") is None
         assert people.create_first_key("other", "start") is None
+        for name in ("admin-2", "admin-3"):
+            people.delete_key(people.all_keys()[0].id, ME)
+            again = people.create_first_key("admin", "start")
+            assert again is not None
+            assert is_let_in(people, clock, again)
+            assert not is_let_in(people, clock, secret)
+            assert [each.key.name for each in people.all_keys()] == [name]
 
     def test_many_starting_at_once_make_one_first_key(self, engine: Engine) -> None:
         found: list[str | None] = []
@@ -229,7 +258,7 @@ class TestWhatIsKept:
         people.create_budget(Budget(name=HOSTILE, amount=1.0, scope=f"key:{HOSTILE}"), HOSTILE)
         assert people.key(HOSTILE) == stored
         assert is_let_in(people, clock, secret)
-        assert people.balances(subjects=[HOSTILE], budgets=[HOSTILE]) == []
+        assert people.balances(budgets=[HOSTILE]) == []
         for always_true in ("' OR '1'='1", "x' OR 1=1 --", "%", "_" * 12):
             with pytest.raises(MissingError):
                 people.key(always_true)

@@ -50,7 +50,7 @@ class Replicas:
     def bank(self) -> RedisBank:
         self.all.append(
             RedisBank(
-                self.database(), self.redis.url, monotonic=self.clock, sleep=lambda s: None, timeout_s=0.5
+                self.database(), self.redis.url, monotonic=self.clock, sleep=lambda s: None, timeout_s=5.0
             )
         )
         return self.all[-1]

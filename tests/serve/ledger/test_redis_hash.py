@@ -92,17 +92,22 @@ def test_a_restart_that_loads_an_old_snapshot_is_noticed(hash_: RedisHash, redis
     (redis.directory / "dump.rdb").unlink()
 
 
-def test_no_answer_is_a_bank_error_in_time(redis: Redis) -> None:
-    patient = RedisHash(redis.url, KEY, timeout_s=0.2)
-    epoch = begun(patient)
+def test_no_answer_is_a_bank_error_in_time(redis: Redis, hash_: RedisHash) -> None:
+    hasty = RedisHash(redis.url, KEY, timeout_s=0.2)
+    epoch = begun(hash_)
     redis.pause()
     try:
         with pytest.raises(BankError, match="Timeout"):
-            patient.read(epoch, ["a"])
+            hasty.read(epoch, ["a"])
     finally:
         redis.resume()
-    assert patient.read(epoch, ["a"]) == [Cell()]
-    patient.dispose()
+    for tries in range(300):  # a loaded machine, too, may take longer than it waits
+        try:
+            assert hasty.read(epoch, ["a"]) == [Cell()]
+            break
+        except BankError:
+            assert tries < 299
+    hasty.dispose()
 
 
 def test_nobody_there_is_a_bank_error() -> None:

@@ -62,6 +62,18 @@ def limits_of(scope: str, limits: KeyLimits) -> list[core.Budget]:
     return found
 
 
+def budgets_for(config: Config, subject: str) -> list[core.Budget]:
+    """The budgets of which a key or team (``key:NAME``, ``team:NAME``) has an account of its own."""
+    kind, _, name = subject.partition(":")
+    found = [budget_of(entry) for entry in config.all_budgets() if entry.scope in (kind, subject)]
+    teams = config.teams.items() if kind == "team" else ()
+    keys = [(key.name, key) for key in config.keys] if kind == "key" else ()
+    for owner_name, owner in (*teams, *keys):
+        if owner_name == name:
+            found += limits_of(subject, owner.limits)
+    return found
+
+
 def faults(config: Config, names: Callable[[str], set[str]]) -> Iterator[Fault]:
     """Everything wrong with the budgets of ``config``; ``names`` as for `checks.faults`."""
     seen: set[str] = set()

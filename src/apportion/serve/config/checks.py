@@ -11,6 +11,10 @@ from urllib.parse import urlsplit
 from apportion.core import catalogue
 from apportion.core.errors import ApportionError, ParameterError, UnknownMethodError
 from apportion.core.resource import resources
+from apportion.serve import artefact
+from apportion.serve.cache.category import patterns_at_fault
+from apportion.serve.checks.check import made
+from apportion.serve.checks.schemas import CheckError
 from apportion.serve.config import budgets
 from apportion.serve.config.convert import nearest
 from apportion.serve.config.document import Path
@@ -20,7 +24,6 @@ from apportion.serve.config.schema import Auth, Config, Endpoint, Key, Model, Po
 _KIND_ONLY = {
     "weights": "local",
     "sha256": "local",
-    "context_tokens": "local",
     "threads": "local",
     "embeddings": "local",
     "file": "replay",
@@ -42,6 +45,7 @@ def faults(config: Config, names: Callable[[str], set[str]]) -> Iterator[Fault]:
     yield from _headers(config.auth)
     for name, team in config.teams.items():
         yield from owner(("teams", name), team, names)
+    yield from _tags(config)
     for index, key in enumerate(config.keys):
         yield from _key(("keys", index), key, config.keys[:index], names)
     for name, endpoint in config.endpoints.items():
@@ -50,6 +54,14 @@ def faults(config: Config, names: Callable[[str], set[str]]) -> Iterator[Fault]:
         yield Fault(("models",), "no model is configured.", "Give one: `models: {NAME: ENDPOINT}`.")
     for name, model in config.models.items():
         yield from _model(("models", name), model, names("endpoints"))
+        encoder = "text/minilm" if config.text.encoder == "minilm" else None
+        yield from _outcomes(("models", name), model, names("models"), encoder)
+        yield from _examples(("models", name, "examples"), model, config.text.encoder)
+    if config.cache.enabled:
+        choice = PolicyChoice(name=config.cache.eviction, parameters={"capacity": 1})
+        yield from _method(("cache", "eviction"), choice, "cache")
+        for name, pattern, why in patterns_at_fault(config.cache.categories):
+            yield Fault(("cache", "categories", name, "match"), f"the pattern {pattern!r} is wrong: {why}.")
     yield from _prices(config)
     yield from budgets.faults(config, names)
 
@@ -157,6 +169,21 @@ def _endpoint(path: Path, endpoint: Endpoint) -> Iterator[Fault]:
     for name, kind in _KIND_ONLY.items():
         if endpoint.kind != kind and getattr(endpoint, name) not in (None, False):
             yield Fault((*path, name), f"only an endpoint of kind `{kind}` has this.", "Remove it.")
+    if endpoint.queue is not None:
+        yield from _method((*path, "queue", "policy"), endpoint.queue.policy, "schedule")
+        if endpoint.slots is None and endpoint.kind != "local":
+            yield Fault(
+                (*path, "queue"), "how many requests it works on at once is not said.", "Give `slots`."
+            )
+    if endpoint.scaling is not None:
+        scaling, here = endpoint.scaling, (*path, "scaling")
+        yield from _method((*here, "policy"), scaling.policy, "scale")
+        if not scaling.least <= endpoint.instances <= scaling.most:
+            yield Fault(
+                here,
+                f"{endpoint.instances} `instances` are not between {scaling.least} and {scaling.most}.",
+                "Give `least`, `instances` and `most` in this order.",
+            )
     if endpoint.kind in ("openai", "anthropic"):
         yield from _address((*path, "base_url"), endpoint)
     else:
@@ -253,13 +280,98 @@ def _model(path: Path, model: Model, endpoints: set[str]) -> Iterator[Fault]:
         yield Fault((*path, "endpoints"), "every weight is 0.", "Give one of them more.")
     if model.retries.backoff_s > model.retries.max_backoff_s:
         yield Fault((*path, "retries", "backoff_s"), "longer than `max_backoff_s`.")
-    yield from _policy((*path, "policy"), model.policy)
+    for name, family in METHODS.items():
+        choice = getattr(model, name)
+        if choice is not None:
+            yield from _method((*path, name), choice, family)
 
 
-def _policy(path: Path, choice: PolicyChoice) -> Iterator[Fault]:
-    known = catalogue.names("route")
+def _outcomes(path: Path, model: Model, models: set[str], encoder: str | None) -> Iterator[Fault]:
+    """What is predicted and what is learned from."""
+    kinds: tuple[artefact.Kind, ...] = ("quality", "length")
+    for kind in kinds:
+        file = getattr(model.predict, kind)
+        if file is not None and not FilePath(file).is_file():
+            yield Fault(
+                (*path, "predict", kind), f"there is no file {file}.", f"Make it with `apportion fit {kind}`."
+            )
+        elif file is not None:
+            try:
+                artefact.load(FilePath(file), kind, encoder=encoder)
+            except ApportionError as error:
+                yield Fault((*path, "predict", kind), error.message, error.fix)
+    judge = model.feedback.judge
+    if judge is not None and judge.model not in models:
+        yield Fault(
+            (*path, "feedback", "judge", "model"),
+            f"there is no model {judge.model!r}.",
+            nearest(judge.model, sorted(models)),
+        )
+    for index, check in enumerate(model.feedback.checks):
+        try:
+            made(check)
+        except CheckError as error:
+            yield Fault((*path, "feedback", "checks", index, error.field or ""), error.message, error.fix)
+
+
+def _tags(config: Config) -> Iterator[Fault]:
+    known = endpoint_tags(config)
+    owners: list[tuple[Path, Key | Team]] = [(("teams", name), team) for name, team in config.teams.items()]
+    owners += [(("keys", index), key) for index, key in enumerate(config.keys)]
+    for path, each in owners:
+        yield from demands(path, each, known)
+
+
+def endpoint_tags(config: Config) -> set[str]:
+    """The tags that endpoints have."""
+    return {tag for endpoint in config.endpoints.values() for tag in endpoint.tags}
+
+
+def demands(path: Path, owner: Key | Team, known: set[str]) -> Iterator[Fault]:
+    """Tags that a key or team demands are those of some endpoint."""
+    for index, tag in enumerate(owner.require):
+        if tag not in known:
+            fix = nearest(tag, sorted(known))
+            yield Fault((*path, "require", index), f"no endpoint has the tag {tag!r}.", fix)
+
+
+def _examples(path: Path, model: Model, encoder: str) -> Iterator[Fault]:
+    """Who teaches and who is taught are endpoints of the model, and what is near can be told."""
+    examples = model.examples
+    if examples is None:
+        return
+    known = [target.endpoint for target in model.endpoints]
+    for role in ("teacher", "student"):
+        name = getattr(examples, role)
+        if name not in known:
+            yield Fault((*path, role), f"the model has no endpoint {name!r}.", nearest(name, known))
+    if encoder == "off":
+        yield Fault(path, "what is similar is told by an encoder.", "Set `text: {encoder: minilm}`.")
+    if examples.replay is None:
+        return
+    if model.worth_usd is None:
+        yield Fault((*path, "replay"), "nobody says what a right answer is worth.", "Set `worth_usd`.")
+    if not model.feedback.checks and model.feedback.judge is None:
+        fix = "Set `feedback.checks` or `feedback.judge`."
+        yield Fault((*path, "replay"), "nobody would tell the better of two answers.", fix)
+
+
+METHODS = {
+    "policy": "route",
+    "baseline": "route",
+    "shadow": "route",
+    "admit": "admit",
+    "strategy": "reason",
+    "guard": "guard",
+}
+"""Where a model names methods, and of which family they are."""
+
+
+def _method(path: Path, choice: PolicyChoice, family: str) -> Iterator[Fault]:
+    known = catalogue.names(family)
     if choice.name not in known:
-        yield Fault((*path, "name"), f"there is no policy {choice.name!r}.", nearest(choice.name, known))
+        noun = "policy" if family == "route" else f"method of the family {family!r}"
+        yield Fault((*path, "name"), f"there is no {noun} {choice.name!r}.", nearest(choice.name, known))
         return
     try:
         allowed = catalogue.find(choice.name).signature()

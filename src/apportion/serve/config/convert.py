@@ -279,6 +279,8 @@ def _long_form(cls: type[msgspec.Struct], node: Node) -> Node:
         return Fields({"endpoints": (node.line, Items((node,), node.line))}, node.line)
     if cls is schema.Model and isinstance(node, Items):
         return Fields({"endpoints": (node.line, node)}, node.line)
+    if cls is schema.Queue and isinstance(node, Scalar) and given:
+        return Fields({"policy": (node.line, node)}, node.line)
     if cls is schema.PolicyChoice:
         if isinstance(node, Scalar) and given:
             return Fields({"name": (node.line, node)}, node.line)

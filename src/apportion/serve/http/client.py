@@ -5,7 +5,8 @@ that a streamed piece goes from socket to socket without a queue, a task switch 
 to a ``Pool``, one a target; a pool lives until it is closed, never shorter than an exchange on it.
 
 Time is kept by one ``Watch`` per event loop: it looks at all running exchanges every 20 ms instead of arming
-a timer for each, and tells connect, first token, gap and total apart.
+a timer for each, and tells connect, first token, gap and total apart. While the loop itself stood still (the machine
+was busy or asleep) nothing could be read, so that this time is not the upstream's; only a deadline knows no excuse.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import httptools
 
 logger = logging.getLogger("apportion.http")
 
-Phase = Literal["connect", "first_token", "gap", "total", "deadline"]
+Phase = Literal["connect", "first_token", "gap", "total", "deadline", "guard", "move"]
 
 _TICK_S: Final = 0.02
+_STILL_S: Final = 0.25
+"""A tick that comes so late says that the loop stood still."""
 _MAX_HEADERS: Final = 256
 _NO_HEADERS: Final[Mapping[bytes, bytes]] = {}
 _MAX_HEAD_BYTES: Final = 128 * 1024
@@ -79,6 +82,7 @@ class Exchange:
     __slots__ = (
         "_connection",
         "_last_s",
+        "_still_s",
         "body_bytes",
         "chunks",
         "deadline_s",
@@ -106,6 +110,7 @@ class Exchange:
         self.touched = False
         self.failure: TransportFailure | None = None
         self._last_s = 0.0
+        self._still_s = 0.0
         self._connection: ClientConnection | None = None
         self.done: asyncio.Future[None] = loop.create_future()
         """Done when the answer is complete, or broken (``failure``)."""
@@ -227,6 +232,7 @@ class ClientConnection(asyncio.Protocol):
         exchange._connection = self
         now_s = time.perf_counter()
         exchange.sent_s = exchange._last_s = now_s
+        exchange._still_s = 0.0
         self._pool.watch.running.add(exchange)
         if transport is None or transport.is_closing():
             self._fail("closed", "The connection was closed before the request was sent.", sent=False)
@@ -275,7 +281,7 @@ class ClientConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             cause = error.__context__
             if isinstance(cause, TransportFailure):
-                self._fail(cause.kind, str(cause), sent=True)
+                self._fail(cause.kind, str(cause), sent=True, phase=cause.phase)
             elif isinstance(error, httptools.HttpParserCallbackError) and cause is not None:
                 self._fault(exchange, cause)
             else:
@@ -403,13 +409,14 @@ class ClientConnection(asyncio.Protocol):
 class Watch:
     """The clock of all running exchanges of one event loop."""
 
-    __slots__ = ("_loop", "_timer", "pools", "running")
+    __slots__ = ("_due_s", "_loop", "_timer", "pools", "running")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.running: set[Exchange] = set()
         self.pools: set[Pool] = set()
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
+        self._due_s = time.perf_counter()
         self._tick()
 
     def close(self) -> None:
@@ -419,6 +426,10 @@ class Watch:
 
     def _tick(self) -> None:
         now_s = time.perf_counter()
+        still_s = now_s - self._due_s
+        if still_s < _STILL_S:
+            still_s = 0.0
+        self._due_s = now_s + _TICK_S
         for exchange in tuple(self.running):
             connection = exchange._connection
             if connection is None:
@@ -428,16 +439,21 @@ class Watch:
             if exchange.touched or connection._paused:
                 exchange.touched = False
                 exchange._last_s = now_s
+            elif still_s:
+                exchange._last_s += still_s
+            exchange._still_s += still_s
             if exchange.deadline_s and now_s >= exchange.deadline_s:
                 connection.time_out("deadline", exchange.deadline_s - exchange.sent_s)
-            elif now_s - exchange.sent_s > limits.total_s:
+            elif now_s - exchange.sent_s - exchange._still_s > limits.total_s:
                 connection.time_out("total", limits.total_s)
             else:
                 phase = exchange.phase()
                 if phase == "gap":
                     if now_s - exchange._last_s > limits.gap_s:
                         connection.time_out(phase, limits.gap_s)
-                elif phase == "first_token" and now_s - exchange.sent_s > limits.first_token_s:
+                elif phase == "first_token" and (
+                    now_s - exchange.sent_s - exchange._still_s > limits.first_token_s
+                ):
                     connection.time_out(phase, limits.first_token_s)
         for pool in tuple(self.pools):
             pool.tick(now_s)

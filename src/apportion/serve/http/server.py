@@ -32,6 +32,9 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 _BODY_RATE_BYTES_PER_S: Final = 65536
 """Slowest upload that is still waited for, beyond ``body_timeout_s``."""
+_TICK_S: Final = 0.5
+_SMALL_BYTES: Final = 64 * 1024
+"""A body up to here is read before anything is decided; of a larger one the head may be enough to refuse it."""
 _LINGER_S: Final = 2.0
 """How long a refused upload is read and thrown away, so that the client sees the answer and no reset."""
 _PIPELINE: Final = 64
@@ -415,8 +418,8 @@ class Connection(asyncio.Protocol):
                 self._deadline_s = (
                     self.server.now_s + limits.body_timeout_s + expected / _BODY_RATE_BYTES_PER_S
                 )
-            if b"expect" in headers and self.task is None and not self._queue:
-                self._continue(request)
+            if expected > _SMALL_BYTES or b"expect" in headers:
+                self._expect(request)
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -439,6 +442,19 @@ class Connection(asyncio.Protocol):
             self._begin(request)
         else:
             self._queue.append(request)
+
+    def _expect(self, request: Request) -> None:
+        """A body that is large, or waits to be asked for, comes next: answer now what is refused without it."""
+        if self.task is not None or self._queue:
+            return
+        if self.write_paused or not self.server.refuses(request):
+            self._continue(request)
+            return
+        self._request = None
+        self._discarding = True
+        request.keep_alive = False
+        request.received_s = time.perf_counter()
+        self._begin(request)
 
     def _continue(self, request: Request) -> None:
         """Ask for the body of a request that waits to be asked; never in the middle of another's answer."""
@@ -478,7 +494,10 @@ class Connection(asyncio.Protocol):
             return
         if not keep_alive or self.server.draining:
             self._queue.clear()
-            transport.close()
+            if self._discarding:
+                self._linger(transport)
+            else:
+                transport.close()
             return
         if self.write_paused:
             pass  # the next waits until this one's answer has been read
@@ -495,7 +514,7 @@ class Connection(asyncio.Protocol):
     # refusals and time
 
     def tick(self, now_s: float) -> None:
-        """Close what has waited too long; called about once a second."""
+        """Close what has waited too long; called about twice a second."""
         if not self._deadline_s or now_s < self._deadline_s or self.transport is None:
             return
         if self.write_paused or self._discarding:
@@ -535,6 +554,11 @@ class Connection(asyncio.Protocol):
             return
         dialect = self.server.dialect_of(self._target)
         transport.write(_plain_error(error, self.server.date, dialect))
+        self._linger(transport)
+
+    def _linger(self, transport: asyncio.Transport) -> None:
+        """Say no more; throw away what still comes, so that the client sees the answer and no reset."""
+        self._body.clear()
         if transport.can_write_eof():
             transport.write_eof()
         self._deadline_s = self.server.now_s + _LINGER_S
@@ -549,10 +573,13 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
         self.draining = False
-        self.now_s = time.monotonic()
+        self.now_s = self._ticked_s = time.monotonic()
+        """The clock of all limits on what clients do. It does not count times in which the loop stood still."""
         self.date = b""
         self.dialect_of: Callable[[bytes], str] = lambda target: "openai"
         """In which dialect requests for a target are refused when they cannot even be read."""
+        self.refuses: Callable[[Request], bool] = lambda request: False
+        """Whether the application will refuse a request for its head, whatever its body."""
         self._servers: list[asyncio.AbstractServer] = []
         self._timer: asyncio.TimerHandle | None = None
         self._tick()
@@ -600,11 +627,13 @@ class Server:
         return clean
 
     def _tick(self) -> None:
-        self.now_s = now_s = time.monotonic()
+        # While the loop stands still nothing can be read: what clients sent meanwhile is not late.
+        ticked_s, self._ticked_s = self._ticked_s, time.monotonic()
+        self.now_s += min(self._ticked_s - ticked_s, 2 * _TICK_S)
         self.date = email.utils.formatdate(usegmt=True).encode()
         for connection in tuple(self.connections):
-            connection.tick(now_s)
-        self._timer = self.loop.call_later(0.5, self._tick)
+            connection.tick(self.now_s)
+        self._timer = self.loop.call_later(_TICK_S, self._tick)
 
 
 def _split(target: bytes) -> tuple[str, str]:

@@ -10,9 +10,12 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, select
 
-from apportion.core.budget import Account
+from apportion.core.budget import Account, Budget
+from apportion.serve.ledger.books import opened
 from apportion.serve.ledger.definitions import decode
+from apportion.serve.ledger.openings import seen
 from apportion.serve.ledger.schema import accounts
+from apportion.serve.ledger.windows import US
 
 MOST: Final = 1000
 """Accounts told at once."""
@@ -41,14 +44,11 @@ def balances(
     connection: Connection,
     now: float,
     *,
-    subjects: Sequence[str] | None = None,
     budgets: Sequence[str] | None = None,
     most: int = MOST,
 ) -> list[Balance]:
-    """The accounts of these subjects and budgets (None: of all) at ``now``, Unix seconds; at most ``most``."""
+    """The accounts of these budgets (None: of all) at ``now``, Unix seconds; at most ``most``."""
     wanted = select(accounts.c.budget, accounts.c.subject, accounts.c.definition, accounts.c.state)
-    if subjects is not None:
-        wanted = wanted.where(accounts.c.subject.in_(subjects))
     if budgets is not None:
         wanted = wanted.where(accounts.c.budget.in_(budgets))
     wanted = wanted.order_by(accounts.c.budget, accounts.c.subject).limit(most)
@@ -56,6 +56,25 @@ def balances(
         _balance(name, subject, Account.load(decode(definition), json.loads(state)), now)
         for name, subject, definition, state in connection.execute(wanted)
     ]
+
+
+def balances_of(connection: Connection, now: float, wanted: Sequence[tuple[Budget, str]]) -> list[Balance]:
+    """The accounts of these budgets and subjects at ``now``, Unix seconds, as the next request would find them: also
+    those that no request has opened, and those whose budget is another since the last.
+    """
+    ids = [f"{budget.name}@{subject}" for budget, subject in wanted]
+    rows = select(accounts.c.id, accounts.c.definition, accounts.c.state).where(accounts.c.id.in_(ids))
+    kept = {row.id: row for row in connection.execute(rows)}
+    found = []
+    for id, (budget, subject) in zip(ids, wanted, strict=True):
+        row = kept.get(id)
+        account = None if row is None else Account.load(decode(row.definition), json.loads(row.state))
+        if account is None or account.resource != budget.resource:
+            account = opened(budget, seen(connection, budget, subject, int(now * US)), now)
+        elif account.budget != budget:
+            account.change(budget, now)
+        found.append(_balance(budget.name, subject, account, now))
+    return found
 
 
 def _balance(name: str, subject: str, account: Account, now: float) -> Balance:

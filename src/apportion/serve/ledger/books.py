@@ -166,9 +166,8 @@ class Books:
             self._store.unlend(self._c, self._holder, over)
 
 
-def _opened(budget: Budget, spent: int, now_us: int) -> dict[str, Any]:
-    """The columns of an account that is opened now, after ``spent`` in its window."""
-    now = now_us / US
+def opened(budget: Budget, spent: int, now: float) -> Account:
+    """An account that is opened at ``now`` (Unix seconds), after ``spent`` units in its window."""
     account = Account(budget)
     if spent > budget.unit.to_units(budget.amount) and budget.turns:
         # More had been spent before anybody limited it: used up until the window ends, and no longer.
@@ -177,7 +176,12 @@ def _opened(budget: Budget, spent: int, now_us: int) -> dict[str, Any]:
         account.change(budget, now)
     elif spent:
         account.move(spent=spent, now=now)
-    state = _dumps(account.save())
+    return account
+
+
+def _opened(budget: Budget, spent: int, now_us: int) -> dict[str, Any]:
+    """The columns of an account that is opened now, after ``spent`` in its window."""
+    state = _dumps(opened(budget, spent, now_us / US).save())
     return {
         "definition": encode(budget),
         "defined_us": now_us,

@@ -13,7 +13,7 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeVar
@@ -62,6 +62,8 @@ _AGAIN_S: Final = 0.2
 _LARGEST: Final = 2**62
 _MOST_OPEN_S: Final = 5.0
 """The longest pause between two tries to reach the bank."""
+_MOST_CLOSING_S: Final = 1.0
+"""The same for a ledger that is being closed: it has not long, and nobody waits behind it."""
 _WAITING: Final = 4096
 _FAULTS: Final = 3
 _MARGIN_BYTES: Final = 160
@@ -182,6 +184,10 @@ class Ledger:
         self._unsaved = False
         """Whether prices may have moved since they were saved last."""
         self._closing = False
+        self._openings: set[asyncio.Task[None]] = set()
+        """One each time the bank gave this worker up, until that former life is told and a new one has begun."""
+        self._telling: asyncio.Future[None] | None = None
+        """What settled of former lives, on its way."""
         self.holders = 1
         """Workers that hold leases of any account, as the bank said last."""
         self.saved_prices: Callable[[], dict[str, str]] = dict
@@ -390,21 +396,12 @@ class Ledger:
         clean = True
         try:
             async with asyncio.timeout(timeout_s):
-                while self._unsaid:
-                    if self._flying is None:
-                        await asyncio.sleep(self._breaker.wait_s(self._loop.time()))
-                        self._fly()
-                    flying = self._flying
-                    if flying is not None:
-                        await asyncio.wait((flying,))
-                        await asyncio.sleep(0)
-                if self._late:
-                    late, self._late = self._late, []
-                    await self.run(lambda: self._tell_late(late))
-                if not any(purse.reserved for purse in self._leased):
-                    await self.run(lambda: self._bank.close(self._home.holder))
-        except (TimeoutError, BankError) as error:
-            logger.warning("the ledger's database did not take everything: %s; the journal keeps it", error)
+                await self._say_all()
+                await self._insist(lambda: self.run(self._tell_late))
+                if self._home.holder and not any(purse.reserved for purse in self._leased):
+                    await self._insist(lambda: self.run(lambda: self._bank.close(self._home.holder)))
+        except TimeoutError:
+            logger.warning("the ledger's database did not take everything in time; the journal keeps it")
             clean = False
         self._thread.shutdown(wait=clean, cancel_futures=True)
         if self._home.journal is not None:
@@ -413,11 +410,38 @@ class Ledger:
             self._bank.dispose()
         return clean
 
+    async def _say_all(self) -> None:
+        """Batch after batch until the bank knows all, the open reservations of a life it has just given up, too."""
+        while self._openings or self._unsaid:
+            if self._openings:
+                await asyncio.gather(*self._openings)
+                await asyncio.sleep(0)
+            elif self._flying is None:
+                await asyncio.sleep(self._breaker.wait_s(self._loop.time()))
+                self._fly()
+            if self._flying is not None:
+                await asyncio.wait((self._flying,))
+                await asyncio.sleep(0)
+
     @property
     def _unsaid(self) -> bool:
         """Whether there is anything that the bank does not know; prices are not worth waiting for it."""
         under_way = self._flying is not None or self._batch is not None
-        return under_way or bool(self._dirty or self._entries) or (self._unsaved and not self.lost)
+        alive = bool(self._home.holder)
+        return (
+            under_way or (alive and bool(self._dirty or self._entries)) or (self._unsaved and not self.lost)
+        )
+
+    async def _insist(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Repeat ``work`` with growing pauses while the bank or the journal fails; whoever calls limits the time."""
+        wait_s = _AGAIN_S
+        while True:
+            try:
+                return await work()
+            except (BankError, JournalError) as error:
+                logger.warning("the ledger is asked again: %s", error)
+            await asyncio.sleep(wait_s * self._rng.uniform(0.5, 1.0))
+            wait_s = min(_MOST_CLOSING_S if self._closing else _MOST_OPEN_S, 2.0 * wait_s)
 
     # batches
 
@@ -440,6 +464,10 @@ class Ledger:
             self._timer = None
         now_s = self._loop.time()
         if self._flying is not None:
+            return
+        if not self._home.holder:  # a new life is about to begin
+            if not self._closing:
+                self._timer = self._loop.call_later(_AGAIN_S, self._fly)
             return
         if not self._breaker.allow(now_s):
             if not self._closing:  # timers may go off up to a millisecond early
@@ -684,11 +712,9 @@ class Ledger:
             waiter = self._waiters.popleft()
             if not waiter.future.done():
                 waiter.future.set_exception(Unavailable("The ledger did not answer in time.", 1.0))
-        if self._late and self._flying is None and not self.lost:
-            late, self._late = self._late, []
-            self.run(lambda: self._tell_late(late)).add_done_callback(
-                lambda done: self._told_late(done, late)
-            )
+        if self._late and self._telling is None and self._flying is None and not self.lost:
+            self._telling = self.run(self._tell_late)
+            self._telling.add_done_callback(self._told_late)
         # One that holds nothing is heard of, too: nobody is to take it for dead.
         renew = now_s - self._started_s > self._settings.lease_s / 3.0
         save = self._unsaved and now_s - self._last_s >= _SAVE_S
@@ -779,20 +805,14 @@ class Ledger:
         self._unavailable("The ledger is being opened again.", _AGAIN_S)
 
         async def again() -> None:
-            wait_s = 0.1
-            while not self._closing:
-                try:
-                    if not self._home.holder:
-                        await self._register()
-                    await self.run(lambda: self._tell_old(old, settled, pending))
-                    break
-                except BankError as error:
-                    logger.error("the ledger could not be opened again: %s", error)
-                    await asyncio.sleep(wait_s)
-                    wait_s = min(5.0, 2.0 * wait_s)
+            if not self._closing:
+                await self._insist(self._register)
+            await self._insist(lambda: self.run(lambda: self._tell_old(old, settled, pending)))
             self._now()
 
-        self._again = self._loop.create_task(again())
+        opening = self._loop.create_task(again())
+        self._openings.add(opening)
+        opening.add_done_callback(self._openings.discard)
 
     def _tell_old(self, old: _Home, settled: list[tuple[_Home, int]], pending: Sequence[Entry] = ()) -> None:
         """What the journal knows of a former life, or without one what was ``pending``; its open reservations are
@@ -816,8 +836,9 @@ class Ledger:
             home.journal.settle(slot, _fitting(entry))
         self._late.append((home, slot, reservation.entry, entry))
 
-    def _tell_late(self, late: list[_Late]) -> None:
-        """Settlements of former lives; those that were told are taken from ``late``."""
+    def _tell_late(self) -> None:
+        """Settlements of former lives, in the ledger's thread, the only one that takes any from ``_late``."""
+        late = self._late
         while late:
             home, slot, reserved, settled = late[0]
             self._recover_pairs(home.holder, [(reserved, settled)])
@@ -826,8 +847,8 @@ class Ledger:
                 _retire(home)
             late.pop(0)
 
-    def _told_late(self, done: asyncio.Future[None], late: list[_Late]) -> None:
-        self._late = late + self._late
+    def _told_late(self, done: asyncio.Future[None]) -> None:
+        self._telling = None
         if not done.cancelled() and done.exception() is not None:
             logger.error("settlements of a former life wait on: %s", done.exception())
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -57,7 +58,7 @@ async def open_ledger(config: Config, rng: random.Random) -> Opened:
         config.ledger.commit_s,
         config.ledger.when_lost,
     )
-    database = await _patiently(url, lambda: Database(url, lease_s=config.ledger.lease_s))
+    database = await _patiently(url, lambda: Database(url, lease_s=config.ledger.lease_s, clock=time.time))
     bank: Bank = database
     if config.ledger.redis is not None:
         from apportion.serve.ledger.redis_bank import RedisBank
@@ -65,7 +66,7 @@ async def open_ledger(config: Config, rng: random.Random) -> Opened:
         redis_url = config.ledger.redis.reveal()
         bank = await _patiently(redis_url, lambda: RedisBank(database, redis_url))
     try:
-        people = await asyncio.to_thread(People.of, database, config.auth.pepper)
+        people = await asyncio.to_thread(lambda: People.of(database, config.auth.pepper, clock=time.time))
         ledger = await Ledger.open(bank, settings, rng=rng)
         prices = await ledger.run(bank.prices)
     except BankError as error:

@@ -32,25 +32,62 @@ def opening(store: Store, c: Connection, budget: Budget, subject: str, now_us: i
     known = learn(store, c, budget, subject, now_us)
     if known.since_us <= begin_us(budget, now_us):
         return 0
+    return max(0, _summed(c, budget, subject, known.window_us))
+
+
+def seen(c: Connection, budget: Budget, subject: str, now_us: int) -> int:
+    """What `opening` would find now, without writing anything down."""
+    if not counts(budget):
+        return 0
+    since_us = begin_us(budget, now_us)
+    known = _known(c, budget, kind_of(subject))
+    if known is not None:
+        return 0 if known.since_us <= since_us else max(0, _summed(c, budget, subject, known.window_us))
+    scope, _, name = subject.partition(":")
+    summed = {"scope": scope, "resource": budget.resource, "since_us": since_us}
+    until = select(rollups.c.until_us).where(
+        *(rollups.c[column] == value for column, value in summed.items())
+    )
+    until_us = c.execute(until).scalar()
+    high, low = (func.sum(half) for half in halves(entries.c[budget.resource]))
+    later = select(high, low).where(
+        entries.c.at_us > (since_us - 1 if until_us is None else until_us),
+        entries.c.kind.in_(sorted(SPENDING)),
+    )
+    if scope != "all":
+        later = later.where(entries.c[scope] == name)
+    return max(0, _summed(c, budget, subject, since_us) + whole(*c.execute(later).one()))
+
+
+def _summed(c: Connection, budget: Budget, subject: str, since_us: int) -> int:
+    """What the sums say that ``subject`` has spent since then, in units."""
     found = c.execute(
         select(rollup_sums.c.high, rollup_sums.c.low).where(
             rollup_sums.c.scope == kind_of(subject),
             rollup_sums.c.resource == budget.resource,
-            rollup_sums.c.since_us == known.window_us,
+            rollup_sums.c.since_us == since_us,
             rollup_sums.c.name == subject.partition(":")[2],
         )
     ).first()
-    return 0 if found is None else max(0, whole(found.high, found.low))
+    return 0 if found is None else whole(found.high, found.low)
+
+
+def _known(c: Connection, budget: Budget, scope: str) -> _Known | None:
+    """Since when a budget of this shape is kept for subjects of this scope; None: nobody knows of it."""
+    row = c.execute(
+        select(known_budgets).where(known_budgets.c.name == budget.name, known_budgets.c.scope == scope)
+    ).first()
+    if row is None or shape(decode(row.definition)) != shape(budget):
+        return None
+    return _Known(row.since_us, row.window_us)
 
 
 def learn(store: Store, c: Connection, budget: Budget, subject: str, now_us: int) -> _Known:
     """Since when a budget of this shape is kept for subjects of this scope: since now, if nobody knew of it."""
     scope = kind_of(subject)
-    row = c.execute(
-        select(known_budgets).where(known_budgets.c.name == budget.name, known_budgets.c.scope == scope)
-    ).first()
-    if row is not None and shape(decode(row.definition)) == shape(budget):
-        return _Known(row.since_us, row.window_us)
+    known = _known(c, budget, scope)
+    if known is not None:
+        return known
     window_us = begin_us(budget, now_us)
     sum_up(store, c, scope, budget.resource, window_us, now_us)
     said = {"definition": encode(budget), "since_us": now_us, "window_us": window_us}

@@ -2,11 +2,12 @@
 
 What is read back is in the configuration's own words (`Key`, `Team`, `Budget`), so that the rest need not know
 where somebody came from. Every change counts up a version, by which workers notice it, and leaves a line in the
-audit, without secrets. Writers are serialised by the row of that version.
+audit, without secrets; by the audit a deleted name is known. Writers are serialised by the row of that version.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
 import time
@@ -18,10 +19,11 @@ import msgspec
 from sqlalchemy import Connection, Engine, RowMapping, Select, Table, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
+from apportion.core import budget as core
 from apportion.core.errors import ApportionError
 from apportion.serve.config.schema import Budget, Key, KeyBudget, KeyLimits, Secret, Team
 from apportion.serve.keyring import RESERVED_NAMES, Credential, Snapshot, digest, new_secret
-from apportion.serve.ledger.balances import Balance, balances
+from apportion.serve.ledger.balances import Balance, balances, balances_of
 from apportion.serve.ledger.people_tables import audit, budgets, keys, settings, teams
 from apportion.serve.ledger.pepper import find_pepper, fingerprint
 
@@ -33,6 +35,7 @@ _ID: Final = re.compile(r"[0-9a-f]{12}")
 _NAME_LENGTH: Final = 100
 _ACTOR_LENGTH: Final = 200
 _RENAME: Final = "Choose another name."
+_LOOK: Final = "`apportion {} list` shows those that are there."
 _US: Final = 1_000_000
 
 _S = TypeVar("_S", bound=msgspec.Struct)
@@ -90,6 +93,8 @@ class _Definition(msgspec.Struct, frozen=True, kw_only=True):
 
     models: list[str] | None = None
     endpoints: list[str] | None = None
+    require: list[str] = []
+    routing: bool = True
     tags: dict[str, str] = {}
     limits: KeyLimits = KeyLimits()
     budget: KeyBudget | None = None
@@ -168,12 +173,15 @@ class People:
                 for row in found
             ]
 
-    def balances(
-        self, *, subjects: Sequence[str] | None = None, budgets: Sequence[str] | None = None
-    ) -> list[Balance]:
-        """What is left for these subjects, or of these budgets; see `balances`."""
+    def balances(self, *, budgets: Sequence[str] | None = None) -> list[Balance]:
+        """What is left of these budgets, for everybody who has asked for something; see `balances`."""
         with self._read() as connection:
-            return balances(connection, self._clock(), subjects=subjects, budgets=budgets)
+            return balances(connection, self._clock(), budgets=budgets)
+
+    def balances_of(self, wanted: Sequence[tuple[core.Budget, str]]) -> list[Balance]:
+        """What is left of these budgets for these subjects; see `balances_of`."""
+        with self._read() as connection:
+            return balances_of(connection, self._clock(), wanted)
 
     # keys
 
@@ -190,7 +198,7 @@ class People:
 
     def create_key(self, key: Key, actor: str, *, teams: Collection[str] = ()) -> tuple[StoredKey, str]:
         """Make a key; also the secret itself, which is known nowhere afterwards. ``teams`` are those that exist
-        besides the database's. Raises `TakenError`, `MissingError`.
+        besides the database's. Raises `TakenError`, also for the name of a deleted key; `MissingError`.
         """
         _check_name("key", key.name)
         if key.name in RESERVED_NAMES or _ID.fullmatch(key.name):
@@ -199,19 +207,25 @@ class People:
             taken = connection.execute(select(keys.c.id).where(keys.c.name == key.name)).first()
             if taken is not None:
                 raise TakenError(f"There is a key called {key.name!r}.", field="name", fix=_RENAME)
+            _refuse_deleted(connection, "key", key.name)
             _check_team(connection, key.team, teams)
             self._log(connection, actor, "create", f"key:{key.name}", _told(key))
             return self._insert_key(connection, key)
 
     def create_first_key(self, name: str, actor: str) -> str | None:
-        """An admin key, if there is no key at all; its secret, or None if there is one."""
-        key = Key(name=name, admin=True)
+        """An admin key, if there is no key at all; its secret, or None if there is one. A number is added to the name
+        where a deleted key had it.
+        """
         if self.version() and self.all_keys():
             return None
         with self._write() as connection:
             if connection.execute(select(keys.c.id).limit(1)).first() is not None:
                 return None
-            self._log(connection, actor, "create", f"key:{name}", _told(key))
+            names = (f"{name}-{number}" if number > 1 else name for number in itertools.count(1))
+            key = Key(
+                name=next(each for each in names if not _is_deleted(connection, "key", each)), admin=True
+            )
+            self._log(connection, actor, "create", f"key:{key.name}", _told(key))
             return self._insert_key(connection, key)[1]
 
     def change_key(
@@ -250,7 +264,9 @@ class People:
             return self._key(_key_row(connection, row["id"])), secret
 
     def delete_key(self, id: str, actor: str) -> StoredKey:
-        """Remove a key; what it spent stays in the books under its name. Raises `MissingError`."""
+        """Remove a key; what it spent stays in the books under its name, which nobody gets again. Raises
+        `MissingError`.
+        """
         with self._write() as connection:
             row = _key_row(connection, id)
             connection.execute(delete(keys).where(keys.c.id == row["id"]))
@@ -265,7 +281,7 @@ class People:
             return {name: _decode(text, Team) for name, text in _definitions(connection, teams)}
 
     def create_team(self, name: str, team: Team, actor: str) -> None:
-        """Make a team. Raises `TakenError`."""
+        """Make a team. Raises `TakenError`, also for the name of a deleted team."""
         self._create(teams, "team", name, team, actor)
 
     def change_team(self, name: str, change: Callable[[Team], Team], actor: str) -> Team:
@@ -358,6 +374,8 @@ class People:
         with self._write() as connection:
             if connection.execute(select(table.c.name).where(table.c.name == name)).first() is not None:
                 raise TakenError(f"There is a {kind} called {name!r}.", field="name", fix=_RENAME)
+            if table is teams:
+                _refuse_deleted(connection, kind, name)
             now_us = self._now_us()
             connection.execute(
                 insert(table).values(
@@ -431,15 +449,15 @@ def _version_row() -> Select[int]:
 def _key_row(connection: Connection, id: str) -> RowMapping:
     found = connection.execute(select(keys).where(or_(keys.c.id == id, keys.c.name == id))).mappings().first()
     if found is None:
-        raise MissingError(f"There is no key {id[:_NAME_LENGTH]!r} in the database.", field="id")
+        raise MissingError(
+            f"There is no key {id[:_NAME_LENGTH]!r} in the database.", field="id", fix=_LOOK.format("keys")
+        )
     return found
 
 
 def _columns(key: Key) -> dict[str, Any]:
     """What a key is, by column; nothing of its secret."""
-    rest = _Definition(
-        models=key.models, endpoints=key.endpoints, tags=key.tags, limits=key.limits, budget=key.budget
-    )
+    rest = _Definition(**{name: getattr(key, name) for name in _Definition.__struct_fields__})
     return {
         "team": key.team or "",
         "admin": key.admin,
@@ -469,7 +487,11 @@ def _definitions(connection: Connection, table: Table) -> list[tuple[str, str]]:
 def _definition(connection: Connection, table: Table, kind: str, name: str) -> str:
     found = connection.execute(select(table.c.definition).where(table.c.name == name)).scalar()
     if found is None:
-        raise MissingError(f"There is no {kind} {name[:_NAME_LENGTH]!r} in the database.", field="name")
+        raise MissingError(
+            f"There is no {kind} {name[:_NAME_LENGTH]!r} in the database.",
+            field="name",
+            fix=_LOOK.format(f"{kind}s"),
+        )
     return str(found)
 
 
@@ -481,6 +503,21 @@ def _check_name(kind: str, name: str) -> None:
             field="name",
             fix=f"Use 1 to {_NAME_LENGTH} printable characters, without '/' and without blanks around them.",
         )
+
+
+def _refuse_deleted(connection: Connection, kind: str, name: str) -> None:
+    """In the books a name is somebody: a newcomer under it would go on with what another has spent."""
+    if _is_deleted(connection, kind, name):
+        raise TakenError(
+            f"A {kind} called {name!r} was deleted, and what it spent stays under its name.",
+            field="name",
+            fix=f"{_RENAME} `apportion {kind}s set` changes one that is to stay.",
+        )
+
+
+def _is_deleted(connection: Connection, kind: str, name: str) -> bool:
+    gone = select(audit.c.id).where(audit.c.object == f"{kind}:{name}", audit.c.action == "delete").limit(1)
+    return connection.execute(gone).first() is not None
 
 
 def _check_team(connection: Connection, team: str | None, elsewhere: Collection[str]) -> None:

@@ -157,3 +157,10 @@ def take(lines: Lines, amounts: Sequence[int]) -> Purse | None:
         purse.free -= amount
         purse.reserved += amount
     return None
+
+
+def short(lines: Lines, amounts: Sequence[int]) -> bool:
+    """Whether an account itself has less than ``amounts``, as far as is known here, and not only what is lent of it:
+    what has ended and is not settled yet may be what is missing.
+    """
+    return any(amounts[held] > purse.left for purse, held, _ in lines.hard)

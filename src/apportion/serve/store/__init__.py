@@ -1,6 +1,7 @@
 """The models store: weights fetched once, checked by hash, shared by every process of this machine."""
 
 from apportion.serve.store.download import Progress
+from apportion.serve.store.encoder import EncoderFiles, ensure_encoder
 from apportion.serve.store.errors import (
     BusyError,
     DiskFullError,
@@ -18,6 +19,7 @@ __all__ = [
     "KNOWN",
     "BusyError",
     "DiskFullError",
+    "EncoderFiles",
     "HashError",
     "KnownModel",
     "MissingError",
@@ -28,6 +30,7 @@ __all__ = [
     "UnreachableError",
     "Verdict",
     "default_directory",
+    "ensure_encoder",
     "fetch",
     "listing",
     "remove",

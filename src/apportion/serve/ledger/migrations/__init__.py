@@ -9,9 +9,9 @@ from sqlalchemy import Connection, inspect, text
 
 from apportion.core.errors import ApportionError
 
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 """The revision of this version's tables."""
-KNOWN: Final = frozenset(("0001",))
+KNOWN: Final = frozenset(("0001", "0002"))
 """All revisions that this version can start from."""
 _HERE: Final = Path(__file__).parent
 

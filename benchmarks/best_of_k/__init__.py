@@ -1,0 +1,1 @@
+"""Many calls, one answer: samples saved at equal quality, cascades, routing by neighbours."""

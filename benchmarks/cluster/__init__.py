@@ -1,0 +1,1 @@
+"""Many machines: power that is oversubscribed, requests that move."""

@@ -1,0 +1,1 @@
+"""How near off-policy estimates come to the truth, on routing data where every model's answer is known."""

@@ -1,0 +1,1 @@
+"""Guards against over-generation: what is stopped, what is left alone."""

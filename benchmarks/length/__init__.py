@@ -1,0 +1,1 @@
+"""How well lengths and latencies are predicted: `python -m benchmarks.length`."""

@@ -1,0 +1,1 @@
+"""Splitwise, DistServe and semi-PD against machines that mix the phases."""

@@ -1,0 +1,1 @@
+"""Profiles from published tables: fitted, held out, compared, and (those that may be) put into the package."""

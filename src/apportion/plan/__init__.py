@@ -1,0 +1,1 @@
+"""Before the fact: which machines, how many, and what goes where."""

@@ -1,0 +1,1 @@
+"""Requests and answers that take far more than they are worth."""

@@ -1,0 +1,1 @@
+"""Which machine computes a prompt, and which one makes the answer."""

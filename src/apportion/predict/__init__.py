@@ -1,0 +1,1 @@
+"""Numbers not known yet: length, latency, quality, difficulty. Each family is a folder."""

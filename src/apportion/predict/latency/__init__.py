@@ -1,0 +1,1 @@
+"""How long an endpoint will take."""

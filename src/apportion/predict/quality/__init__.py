@@ -1,0 +1,1 @@
+"""Whether a model's answer to a request will be right."""

@@ -1,0 +1,1 @@
+"""Answers kept for the next who asks the same: exactly, or in other words."""

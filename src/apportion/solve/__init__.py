@@ -1,0 +1,1 @@
+"""Pure mathematics: indices, prices, thresholds."""
