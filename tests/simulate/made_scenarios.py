@@ -110,3 +110,21 @@ def slow(common: str, job: int) -> int:
     (Path(common) / str(os.getpid())).touch()
     time.sleep(60.0)
     return job
+
+
+def failing_beside_slow(common: str, job: int) -> int:
+    """The first one fails as soon as the other has begun."""
+    if job:
+        return slow(common, job)
+    while not list(Path(common).iterdir()):
+        time.sleep(0.01)
+    raise ApportionError("It broke.")
+
+
+def slow_but_the_first(common: str, job: int) -> int:
+    """The first one is done as soon as the other has begun."""
+    if job:
+        return slow(common, job)
+    while not list(Path(common).iterdir()):
+        time.sleep(0.01)
+    return job

@@ -54,6 +54,24 @@ def test_a_failure_names_the_run_and_keeps_the_fix(workers: int) -> None:
     assert "failing" in "".join(caught.value.__notes__)
 
 
+def test_a_failure_ends_the_others_while_its_traceback_is_still_held(tmp_path: Path) -> None:
+    with pytest.raises(RunError) as caught:
+        list(pool.run(made.failing_beside_slow, str(tmp_path), [0, 1], workers=2))
+    assert caught.tb is not None
+    for worker in tmp_path.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(worker.name), 0)
+
+
+def test_who_stops_listening_ends_the_others(tmp_path: Path) -> None:
+    answers = pool.run(made.slow_but_the_first, str(tmp_path), [0, 1], workers=2)
+    assert next(answers) == (0, 0)
+    answers.close()
+    for worker in tmp_path.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(worker.name), 0)
+
+
 def test_an_error_that_nobody_meant_is_said_to_be_a_bug() -> None:
     with pytest.raises(RunError, match="5: ZeroDivisionError: by nought This is a bug"):
         list(pool.run(made.failing, 0, [4, 5], engine="serial"))

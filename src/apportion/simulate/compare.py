@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -243,12 +244,10 @@ def compare(
         source = pool.run(simulate, plan, jobs, engine=engine, workers=workers, named=plan.named)
         of = len(made) + len(jobs)
         told(len(made), of, "")
-        try:
+        with closing(source):
             for place, digest in source:
                 made[jobs[place]] = digest
                 told(len(made), of, plan.named(jobs[place]))
-        finally:
-            _close(source)
 
     notes: list[str] = []
     try:
@@ -358,13 +357,6 @@ def _complete(plan: Plan, made: Mapping[Job, Digest]) -> list[tuple[int, int]]:
 
 def _known(run: Run, metric: str) -> bool:
     return math.isfinite(run.digest.total[metric])
-
-
-def _close(source: Iterator[Any]) -> None:
-    """End what a generator still has under way."""
-    close = getattr(source, "close", None)
-    if close is not None:
-        close()
 
 
 class _Both:

@@ -10,10 +10,10 @@ import logging
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing import get_context, resource_tracker
 from typing import Any, Final, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ from apportion.core.errors import ApportionError
 Engine = Literal["serial", "processes", "ray"]
 Work = Callable[[Any, Any], Any]
 """From what all runs share and one job to its answer: a function of a module, so that it can be sent."""
+Answers = Generator[tuple[int, Any], None, None]
 _EACH: Final = 4
 """Runs that are handed out at most for each worker."""
 
@@ -49,24 +50,26 @@ def run(
     engine: Engine = "processes",
     workers: int | None = None,
     named: Callable[[Any], str] = str,
-) -> Iterator[tuple[int, Any]]:
-    """The answers ``work(common, job)`` as they come, each with the place of its job.
+) -> Answers:
+    """The answers ``work(common, job)`` as they come, each with the place of its job. Who stops listening before the
+    end closes it.
 
     Raises `RunError` with the name of the job that failed.
     """
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     if engine == "ray":
-        source = _on_ray(work, common, jobs)
+        source: Answers = _on_ray(work, common, jobs)
     elif engine == "serial" or workers < 2:
         source = ((place, _attempt(work, common, job)) for place, job in enumerate(jobs))
     else:
         source = _on_processes(work, common, jobs, workers)
-    for place, answer in source:
-        if isinstance(answer, _Failed):
-            error = RunError(f"{named(jobs[place])}: {answer.message}", field=answer.field, fix=answer.fix)
-            error.add_note(answer.traceback)
-            raise error
-        yield place, answer
+    with closing(source):  # at once: a traceback that is kept would keep it, and its workers
+        for place, answer in source:
+            if isinstance(answer, _Failed):
+                error = RunError(f"{named(jobs[place])}: {answer.message}", field=answer.field, fix=answer.fix)
+                error.add_note(answer.traceback)
+                raise error
+            yield place, answer
 
 
 def _attempt(work: Work, common: Any, job: Any) -> Any:
@@ -109,7 +112,7 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _on_processes(work: Work, common: Any, jobs: Sequence[Any], workers: int) -> Iterator[tuple[int, Any]]:
+def _on_processes(work: Work, common: Any, jobs: Sequence[Any], workers: int) -> Answers:
     if hasattr(signal, "pthread_sigmask"):
         resource_tracker.ensure_running()  # it lets interrupts through when it starts
     executor = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (work, common))
@@ -131,15 +134,13 @@ def _on_processes(work: Work, common: Any, jobs: Sequence[Any], workers: int) ->
             fix="Perhaps memory was short: ask for fewer --workers.",
         ) from error
     finally:
-        processes = [*(executor._processes or {}).values()]
-        executor.shutdown(wait=False, cancel_futures=True)
         if places:
-            for process in processes:
+            for process in [*(executor._processes or {}).values()]:
                 process.terminate()
-        executor.shutdown(wait=True)
+        executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _on_ray(work: Work, common: Any, jobs: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+def _on_ray(work: Work, common: Any, jobs: Sequence[Any]) -> Answers:
     try:
         import ray
     except ImportError as error:
@@ -160,7 +161,7 @@ def _on_ray(work: Work, common: Any, jobs: Sequence[Any]) -> Iterator[tuple[int,
                 place = places.pop(reference)
                 yield place, ray.get(reference)
     finally:
-        for reference in places:
+        for reference in places if ray.is_initialized() else ():  # cancel would start it anew
             ray.cancel(reference, force=True)
         if ours:
             ray.shutdown()
