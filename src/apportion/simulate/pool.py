@@ -66,7 +66,9 @@ def run(
     with closing(source):  # at once: a traceback that is kept would keep it, and its workers
         for place, answer in source:
             if isinstance(answer, _Failed):
-                error = RunError(f"{named(jobs[place])}: {answer.message}", field=answer.field, fix=answer.fix)
+                error = RunError(
+                    f"{named(jobs[place])}: {answer.message}", field=answer.field, fix=answer.fix
+                )
                 error.add_note(answer.traceback)
                 raise error
             yield place, answer
