@@ -35,7 +35,7 @@ from apportion.serve.told import Begin, Told, Try, begin, messages
 
 logger = logging.getLogger("apportion.spans")
 
-FLUSH_S: Final = 1.5
+FLUSH_S: Final = 5.0
 """How long the last spans may take to leave once the worker has closed the pipe."""
 _MAX_WAITING: Final = 1536
 """Spans between here and the exporter; below the 2048 at which the SDK begins to drop."""

@@ -52,7 +52,7 @@ _SWITCH_S: Final = 0.0005
 _SAVE_S: Final = 300.0
 """Time between two savings of what was learned."""
 _FLUSH_S: Final = 2.0
-"""How long a stopping worker waits for its last spans to be sent."""
+"""How long a stopping worker waits at least for its last spans to be sent: longer, while draining may still last."""
 _SIBLING_TIMEOUTS: Final = Timeouts(1.0, 2.0, 2.0, 5.0)
 _STARTED: Final = "started"
 """A file in the workers' directory: all of them have listened once."""
@@ -251,6 +251,7 @@ class Worker:
     async def drain(self, timeout_s: float) -> bool:
         """Stop accepting, finish what is under way, close; True if nothing had to be cut."""
         self.gateway.draining = True
+        until_s = time.monotonic() + timeout_s
         clean = await self._server.drain(timeout_s) if self._server is not None else True
         self.gateway.settlements.flush()
         await self.gateway.replays.close()
@@ -266,7 +267,7 @@ class Worker:
         if not await self._opened.ledger.close():
             clean = False
         if self._tracer is not None:
-            await self._tracer.close(_FLUSH_S)
+            await self._tracer.close(max(_FLUSH_S, until_s - time.monotonic()))
         if self._control is not None:
             await self._control.drain(0.1)
         self._probes.close()
