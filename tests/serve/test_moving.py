@@ -463,6 +463,8 @@ async def test_a_drained_endpoint_is_left_without_a_gap_in_the_text(tmp_path: Pa
         assert await here.spent_usd() == pytest.approx(paid), "reading ahead is booked, too"
         told = (await here.proxy.get(f"/apportion/decisions/{heard.id}")).json()
         assert [one["failure"] for one in told["attempts"]] == [None, "moved", None]
+        lengths = here.proxy.worker.gateway.settlements.lengths.rows()
+        assert [row["answers"] for row in lengths] == [1], "reading and the rest are no answers of their own"
         taken.steps = None
         assert (await here.stream()).endpoint != heard.endpoint, "no new requests"
 

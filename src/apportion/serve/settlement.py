@@ -205,16 +205,17 @@ class Settlements:
         """Tell everything that learns what the attempt has cost."""
         group, usage = job.group, attempt.usage
         methods = group.methods
-        generates = job.call.api_generates
-        if methods.guard is not None and usage is not None and attempt.features is not None and generates:
+        whole = job.call.api_generates and not job.continues  # the rest of an answer says nothing of lengths
+        if methods.guard is not None and usage is not None and attempt.features is not None and whole:
             cut = attempt.censored or attempt.finish in showing.CUT
             length = float(usage.output_tokens)
             methods.guard.learn(attempt.features, tenant(job.key), group.name, length, censored=cut)
-        if usage is not None and job.call.api_generates:
+        if usage is not None and whole:
             self.lengths.add(usage.output_tokens, model=group.name, tenant=tenant(job.key))
-        if attempt.status == "ok" and not attempt.censored and usage is not None and generates:
-            route.produced(usage.output_tokens, group.usual_output_tokens)
-            self._learn_lengths(job, attempt, route, usage)
+        if attempt.status == "ok" and not attempt.censored and usage is not None and job.call.api_generates:
+            if whole:
+                route.produced(usage.output_tokens, group.usual_output_tokens)
+            self._learn_ended(job, attempt, route, usage)
         learners = [
             p for p in (methods.policy, methods.shadow, methods.baseline) if p is not None and p.learns
         ]
@@ -256,8 +257,8 @@ class Settlements:
             )
         )
 
-    def _learn_lengths(self, job: Job, attempt: Attempt, route: Route, usage: Usage) -> None:
-        """Lengths, times and what the provider's prompt cache held, of a whole answer."""
+    def _learn_ended(self, job: Job, attempt: Attempt, route: Route, usage: Usage) -> None:
+        """Lengths, times and what the provider's prompt cache held, of an answer that came to its end."""
         group = job.group
         methods = group.methods
         turn = job.turn
@@ -267,7 +268,7 @@ class Settlements:
             group.conversations.remember(job.marks, route.action, usage.input_tokens, job.now)
         if not group.config.predict.learn:
             return
-        if methods.length is not None and attempt.features is not None:
+        if methods.length is not None and attempt.features is not None and not job.continues:
             cut = attempt.finish in showing.CUT
             methods.length.learn(
                 attempt.features, route.predicted_as, float(usage.output_tokens), censored=cut
