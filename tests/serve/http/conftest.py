@@ -16,7 +16,7 @@ from apportion.serve.http.client import Pool, Target, Watch
 
 Play = Callable[["Wire", int], Awaitable[None]]
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 
 def pytest_asyncio_loop_factories(

@@ -9,6 +9,7 @@ import ssl
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ from apportion.serve.http.client import (
     client_tls,
     stale,
 )
-from conftest import Upstream, Wire, until
+from conftest import PATIENCE_S, Upstream, Wire, until
 
 Start = Callable[..., Awaitable[Upstream]]
 PoolTo = Callable[..., Pool]
@@ -36,7 +37,7 @@ PoolTo = Callable[..., Pool]
 GET = b"GET / HTTP/1.1\r\nhost: h\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 QUICK = Timeouts(0.1, 0.1, 0.1, 0.4)
-PATIENT = Timeouts(5.0, 5.0, 5.0, 10.0)
+PATIENT = Timeouts(60.0, 60.0, 60.0, 60.0)
 
 
 class Stream(Exchange):
@@ -71,7 +72,7 @@ async def ask(pool: Pool, request: bytes = GET, timeouts: Timeouts = PATIENT) ->
 
 async def failure_of(pool: Pool, exchange: Exchange, request: bytes = GET) -> TransportFailure:
     with pytest.raises(TransportFailure) as caught:
-        await asyncio.wait_for(_all(pool, exchange, request), 30)
+        await asyncio.wait_for(_all(pool, exchange, request), PATIENCE_S)
     assert caught.value.__cause__ is None
     return caught.value
 
@@ -284,7 +285,7 @@ async def test_an_answer_before_the_request_was_read(upstream: Start, pool_to: P
     async def play(wire: Wire, number: int) -> None:
         await wire.head()
         await wire.say(b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig")
-        await asyncio.sleep(5)
+        await asyncio.sleep(600)
 
     server = await upstream(play, limit=1024)
     pool = pool_to(server.target)
@@ -315,7 +316,7 @@ async def test_a_large_request_to_a_slow_reader_blocks_nobody(upstream: Start, p
     server = await upstream(play, limit=1024)
     pool = pool_to(server.target)
     body = bytes(8 * 2**20)
-    slow = whole(Timeouts(1.0, 0.3, 0.3, 0.3))
+    slow = whole(Timeouts(60.0, 0.3, 0.3, 0.3))
     await pool.send(slow, b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
     assert (await ask(pool)).body() == b"ok"
     with pytest.raises(TransportFailure) as caught:
@@ -473,16 +474,49 @@ async def test_closing_after_n_requests(upstream: Start, pool_to: PoolTo) -> Non
 @pytest.fixture
 def deaf() -> Iterator[Target]:
     """A port whose queue is full: connecting to it never ends."""
-    with socket.socket() as s:
+    with ExitStack() as stack:
+        s = stack.enter_context(socket.socket())
         s.bind(("127.0.0.1", 0))
         s.listen(0)
-        fillers = [socket.socket() for _ in range(4)]
-        for filler in fillers:
-            filler.setblocking(False)
-            filler.connect_ex(s.getsockname())
+        for _ in range(16):
+            filler = stack.enter_context(socket.socket())
+            filler.settimeout(0.3)
+            try:
+                filler.connect(s.getsockname())
+            except TimeoutError:
+                break
+        else:
+            pytest.fail("the queue is never full")
         yield Target("127.0.0.1", s.getsockname()[1])
-        for filler in fillers:
-            filler.close()
+
+
+class Clock:
+    """The time of the client, moved by hand: it passes for nobody while the machine is busy elsewhere."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.now_s = time.perf_counter()
+        self._watch = watch
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    async def looked(self) -> None:
+        """Until the watch has looked once more at what is running."""
+        timer = self._watch._timer
+        await until(lambda: self._watch._timer is not timer)
+
+    async def go(self, seconds: float) -> None:
+        """Let time pass, in steps so short that the loop does not seem to stand still."""
+        for _ in range(round(seconds / 0.1)):
+            self.now_s += 0.1
+            await self.looked()
+
+
+@pytest.fixture
+def clock(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock(watch)
+    monkeypatch.setattr(client, "time", made)
+    return made
 
 
 async def test_connecting_takes_too_long(pool_to: PoolTo, deaf: Target) -> None:
@@ -543,12 +577,12 @@ HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 @pytest.mark.parametrize(
     ("pieces", "timeouts", "phase"),
     [
-        ((b"",), Timeouts(5, 0.1, 5, 10), "first_token"),
-        ((HEAD,), Timeouts(5, 0.1, 5, 10), "first_token"),
-        ((b"HTTP/1.1 100 Continue\r\n\r\n",), Timeouts(5, 0.1, 5, 10), "first_token"),
-        ((HEAD, b"1\r\nx\r\n"), Timeouts(5, 5, 0.1, 10), "gap"),
-        ((HEAD, b"1\r\nx\r\n"), Timeouts(5, 5, 5, 0.1), "total"),
-        ((b"",), Timeouts(5, 5, 5, 0.1), "total"),
+        ((b"",), PATIENT._replace(first_token_s=0.1), "first_token"),
+        ((HEAD,), PATIENT._replace(first_token_s=0.1), "first_token"),
+        ((b"HTTP/1.1 100 Continue\r\n\r\n",), PATIENT._replace(first_token_s=0.1), "first_token"),
+        ((HEAD, b"1\r\nx\r\n"), PATIENT._replace(gap_s=0.1), "gap"),
+        ((HEAD, b"1\r\nx\r\n"), PATIENT._replace(total_s=0.1), "total"),
+        ((b"",), PATIENT._replace(total_s=0.1), "total"),
     ],
 )
 async def test_phases_of_a_stream(
@@ -567,24 +601,25 @@ async def test_phases_of_a_stream(
 async def test_the_deadline_comes_before_all_other_times(upstream: Start, pool_to: PoolTo) -> None:
     server = await upstream(saying(HEAD, then="hang"))
     pool = pool_to(server.target)
-    exchange = Stream(Timeouts(5, 5, 5, 5))
+    exchange = Stream(PATIENT)
     exchange.deadline_s = time.perf_counter() + 0.1
     failure = await failure_of(pool, exchange)
     assert failure.phase == "deadline"
     await until(lambda: server.ended == 1)
 
 
-async def test_pieces_that_keep_coming_are_no_gap(upstream: Start, pool_to: PoolTo) -> None:
+async def test_pieces_that_keep_coming_are_no_gap(upstream: Start, pool_to: PoolTo, clock: Clock) -> None:
     async def play(wire: Wire, number: int) -> None:
         await wire.request()
         await wire.say(HEAD)
-        for _ in range(12):
+        for count in range(1, 13):
             await wire.say(b"1\r\nx\r\n")
-            await asyncio.sleep(0.1)
+            await until(lambda: exchange.body_bytes == count)  # noqa: B023 - awaited at once
+            await clock.go(0.6)
         await wire.say(b"0\r\n\r\n")
 
     pool = pool_to((await upstream(play)).target)
-    exchange = Stream(Timeouts(5, 5, 0.8, 60))
+    exchange = Stream(PATIENT._replace(gap_s=0.8))
     await pool.send(exchange, GET)
     await exchange.answered()
     assert exchange.body() == b"x" * 12
@@ -600,21 +635,24 @@ async def test_a_dripping_answer_ends_at_the_total(upstream: Start, pool_to: Poo
 
     server = await upstream(play)
     pool = pool_to(server.target)
-    failure = await failure_of(pool, Stream(Timeouts(5, 5, 5, 0.4)))
+    failure = await failure_of(pool, Stream(PATIENT._replace(total_s=0.4)))
     assert failure.phase == "total"
     await until(lambda: server.ended == 1)
 
 
-async def test_time_stands_still_while_the_reader_is_paused(upstream: Start, pool_to: PoolTo) -> None:
+async def test_time_stands_still_while_the_reader_is_paused(
+    upstream: Start, pool_to: PoolTo, clock: Clock
+) -> None:
     server = await upstream(saying(HEAD, b"1\r\nx\r\n", then="hang"))
     pool = pool_to(server.target)
-    exchange = Stream(Timeouts(5, 5, 0.1, 10))
+    exchange = Stream(PATIENT._replace(gap_s=0.5))
     await pool.send(exchange, GET)
     await until(lambda: bool(exchange.chunks))
     exchange.pause()
-    await asyncio.sleep(0.3)
+    await clock.go(2.0)
     assert exchange.failure is None
     exchange.resume()
+    await clock.go(1.0)
     with pytest.raises(TransportFailure) as caught:
         await exchange.answered()
     assert caught.value.phase == "gap"
@@ -622,18 +660,22 @@ async def test_time_stands_still_while_the_reader_is_paused(upstream: Start, poo
 
 @pytest.mark.parametrize(
     "limits",
-    [Timeouts(5, 0.3, 5, 60), Timeouts(5, 5, 0.3, 60), Timeouts(5, 5, 0.3, 0.8)],
+    [
+        PATIENT._replace(first_token_s=0.3, gap_s=5.0),
+        PATIENT._replace(gap_s=0.3),
+        PATIENT._replace(gap_s=0.3, total_s=0.8),
+    ],
     ids=["first", "gap", "total"],
 )
 async def test_while_the_loop_stands_still_nobody_is_silent(
-    upstream: Start, pool_to: PoolTo, limits: Timeouts
+    upstream: Start, pool_to: PoolTo, clock: Clock, limits: Timeouts
 ) -> None:
     """Who stood still with it, or was not read, can speak now; then time counts again."""
     asked, go = asyncio.Event(), asyncio.Event()
 
     async def play(wire: Wire, number: int) -> None:
         await wire.request()
-        await wire.say(HEAD if limits.gap_s == 5 else HEAD + b"1\r\nx\r\n")
+        await wire.say(HEAD if limits.first_token_s < 1.0 else HEAD + b"1\r\nx\r\n")
         asked.set()
         await go.wait()
         await wire.say(b"1\r\ny\r\n")
@@ -644,10 +686,13 @@ async def test_while_the_loop_stands_still_nobody_is_silent(
     await pool.send(exchange, GET)
     await asked.wait()
     await until(lambda: exchange.status != 0 and not exchange.touched)
-    time.sleep(1.0)
+    clock.now_s += 1.0
+    await clock.looked()
     go.set()
+    await until(lambda: exchange.failure is not None or exchange.body()[-1:] == b"y")
+    await clock.go(0.6)
     with pytest.raises(TransportFailure) as caught:
-        await asyncio.wait_for(exchange.answered(), 30)
+        await asyncio.wait_for(exchange.answered(), PATIENCE_S)
     assert exchange.body()[-1:] == b"y"
     assert caught.value.phase == "gap"
 

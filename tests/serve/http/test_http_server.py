@@ -88,6 +88,7 @@ async def serve() -> AsyncIterator[Serve]:
 
     async def start(app: App = echo, **limits: Any) -> Server:
         server = Server(app, ServerLimits(**limits))  # type: ignore[arg-type]
+        server._timer.cancel()  # type: ignore[union-attr] # its clock stands: only `hurry` moves it
         server.address = await server.listen("127.0.0.1", 0)  # type: ignore[attr-defined]
         started.append(server)
         return server
@@ -417,6 +418,7 @@ async def test_trailers_are_dropped_however_many(serve: Serve, connect: Connect)
     await client.send(post(b"1\r\na\r\n0\r\n", TE))
     for i in range(500):
         await client.send(b"".join(b"x-%d-%d: %b\r\n" % (i, j, b"y" * 50) for j in range(20)))
+    await until(lambda: len(server.connections) == 1)
     (connection,) = server.connections
     assert len(connection._headers) == 0
     await client.send(b"\r\n")
@@ -998,6 +1000,7 @@ async def test_too_many_connections(serve: Serve, connect: Connect) -> None:
     await until(lambda: len(server.connections) == 3)
     for _ in range(20):
         refused = await connect(server)
+        await until(lambda r=refused: r.reader._buffer != b"")
         await refused.send(post(b"x" * 100_000, b"content-length: 100000"))
         status, headers, _ = await refused.answer()
         assert (status, headers["x-apportion-error"], headers["retry-after"]) == (
@@ -1030,10 +1033,13 @@ async def test_idle_connections_slow_nobody(serve: Serve, connect: Connect) -> N
         await client.send(GET)
         await client.answer()
         times.append(time.thread_time() - begun)
-    begun = time.thread_time()
-    server._timer.cancel()  # type: ignore[union-attr]
-    server._tick()
-    assert time.thread_time() - begun < 0.1
+    looks = []
+    for _ in range(5):  # a collection of garbage may fall into one
+        begun = time.thread_time()
+        server._tick()
+        looks.append(time.thread_time() - begun)
+        server._timer.cancel()  # type: ignore[union-attr]
+    assert min(looks) < 0.1
     assert sorted(times)[100] < 0.05
     for other in idle[::100]:
         await other.send(GET)
@@ -1054,13 +1060,14 @@ async def test_draining(serve: Serve, connect: Connect) -> None:
 
     server = await serve(app)
     idle, whole, stream, sending, fresh = [await connect(server) for _ in range(5)]
+    await until(lambda: len(server.connections) == 5)
     await idle.send(b"")
     await whole.send(GET)
     await stream.send(b"GET /stream HTTP/1.1\r\nhost: h\r\n\r\n")
     await sending.send(post(b"a", CL))
     await until(lambda: sum(c.task is not None for c in server.connections) == 2)
     await until(lambda: any(c._request for c in server.connections))
-    drained = asyncio.create_task(server.drain(10.0))
+    drained = asyncio.create_task(server.drain(120.0))
     await idle.closed()
     await fresh.closed()
     with pytest.raises(OSError):
@@ -1116,8 +1123,9 @@ async def test_while_the_loop_stands_still_nobody_is_late(serve: Serve, connect:
     cut = 10 if part == "head" else len(request) - 1
     await client.send(request[:cut])
     await until(lambda: any(c._in_head or c._request is not None for c in server.connections))
-    time.sleep(3.0)
-    await asyncio.sleep(0.02)
+    server._ticked_s -= 3600.0
+    server._tick()
+    server._timer.cancel()  # type: ignore[union-attr]
     await client.send(request[cut:])
     assert (await client.answer())[0] == 200
 
