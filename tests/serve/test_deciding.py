@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from apportion.core import Features, catalogue
+from apportion.predict.text.lexical import Lexical
+from apportion.serve.artefact import write
 from apportion.serve.config.pricing import all_prices
 from apportion.serve.config.reader import loads
+from apportion.serve.http.server import Server
 from inprocess import KEYS, Json, Proxy, Upstream, chat, proxy
 
 TWO = """
@@ -377,3 +382,47 @@ async def test_a_refusal_names_only_endpoints_that_the_key_may_use(
         assert refused.status_code == 400
         assert "cheap" in refused.text
         assert "dear" not in refused.text
+
+
+async def test_a_predictor_is_prepared_before_anybody_can_ask_and_again_after_a_reload(
+    tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Any = catalogue.build("quality/linear")
+    for place in range(20):
+        made.learn(Features((place / 20.0,) * len(Lexical.names)), "cheap", float(place < 10))
+    file = tmp_path / "quality.json"
+    document = {
+        "apportion": "quality",
+        "version": 1,
+        "method": "quality/linear",
+        "parameters": made.parameters(),
+        "encoder": None,
+    }
+    write(file, {**document, "saved": made.save()})
+    happened: list[object] = []
+    listen = Server.listen
+    monkeypatch.setattr(type(made), "prepare", lambda self: happened.append(self))
+
+    async def listens(server: Server, *given: Any, **named: Any) -> Any:
+        happened.append("listens")
+        return await listen(server, *given, **named)
+
+    monkeypatch.setattr(Server, "listen", listens)
+    config = (
+        TWO + f"models: {{m: {{endpoints: [cheap, dear], worth_usd: 1, predict: {{quality: {file}}}}}}}\n"
+    )
+    async with proxy(tmp_path, config, upstream) as p:
+        first = p.worker.gateway.runtime.groups["m"].methods.quality
+        assert happened == ["listens", first, "listens"]  # the upstream, then the proxy
+        answer = await p.ask()
+        assert answer.status_code == 200
+        options = (await p.decision(answer))["attempts"][0]["options"]
+        assert [option["quality"] is None for option in options] == [False, True]
+        made.learn(Features((1.0,) * len(Lexical.names)), "cheap", 0.0)
+        write(file, {**document, "saved": made.save()})
+        os.utime(file, (1, 1))
+        runtime = p.worker.gateway.runtime
+        p.worker.reload(runtime.config, all_prices(runtime.config), {})
+        second = p.worker.gateway.runtime.groups["m"].methods.quality
+        assert second is not first
+        await until(lambda: happened[3:] == [second])

@@ -53,6 +53,11 @@ class QualityPredictor(Method):
     def learn(self, features: Features, model: str, quality: float, *, weight: float = 1.0) -> None:
         """Take in that ``model`` answered with ``quality`` in [0, 1]; in bounded memory."""
 
+    def prepare(self) -> None:
+        """Do what takes seconds and makes predicting quicker. Whoever serves calls it before the first request, in a
+        thread; nothing depends on it.
+        """
+
 
 class LengthPredictor(Method):
     """Predicts how many tokens an answer has."""

@@ -87,6 +87,7 @@ class Worker:
         self._closing: asyncio.Task[None] | None = None
         self._opened = opened
         self._refreshing: asyncio.Future[None] | None = None
+        self._preparing: asyncio.Task[None] | None = None
         self._told_entries = 0
         self.workers = workers
         self._all_started = workers == 1
@@ -197,6 +198,7 @@ class Worker:
             self.gateway if self._tracer is None else self._tracer.application(self.gateway),
             _limits(config),
         )
+        await _prepare(self.gateway.runtime)
         self._server.dialect_of = lambda target: "anthropic" if b"/messages" in target else "openai"
         self._server.refuses = self.gateway.refuses
         bound = await self._server.listen(host, port, reuse_port=reuse_port)
@@ -225,6 +227,7 @@ class Worker:
             previous=self.gateway.runtime,
         )
         self._take_up(runtime)
+        self._preparing = asyncio.create_task(_prepare(runtime))
         self.gateway.runtime = runtime
         self.gateway.mover.leave(lambda name: name not in runtime.endpoints)
         self._lessons.configure(_lessons_of(config))
@@ -436,6 +439,14 @@ def _decision_log(log: LogConfig, config: Config, worker: int) -> DecisionLog:
     return DecisionLog(
         directory, worker, file_bytes=log.file_bytes, total_bytes=log.total_bytes, keep_s=log.keep_s
     )
+
+
+async def _prepare(runtime: Runtime) -> None:
+    """Let the predictors do what takes seconds; until then they predict more slowly."""
+    for group in runtime.groups.values():
+        predictor = group.methods.quality
+        if predictor is not None:
+            await asyncio.to_thread(predictor.prepare)
 
 
 def _limits(config: Config) -> ServerLimits:

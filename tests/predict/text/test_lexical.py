@@ -36,6 +36,50 @@ def test_any_text_gives_as_many_modest_numbers(turn: str, before: str, facts: di
     assert found == LEXICAL.features(turn, before, facts)
 
 
+SEQUENCES = (
+    ". ",
+    ".\n",
+    "B.",
+    "B)",
+    "\nB",
+    "\n- ",
+    "\n* ",
+    "\n2",
+    "\n•",
+    "```",
+    "___",
+    "...",
+    "http",
+    "sqrt",
+    "def ",
+    "return ",
+)
+SCRAPS = st.sampled_from((*SEQUENCES, *'aBπ≤?？؟,，、。！"{$7é-*_` '))
+COUNTED = {
+    "stops": ((". ", ".\n", "。", "！", "।"), 5.0),
+    "asks": (("?", "？", "؟"), 3.0),
+    "commas": ((",", "，", "、"), 5.0),
+    "code": (("```", "def ", "return ", *"{};<>=_#"), 5.0),
+    "maths": (("sqrt", *"√∫∑≤≥π", *"\\$^+|"), 5.0),
+    "choices": (("\nB", "B)", "B."), 3.0),
+    "bullets": (("\n- ", "\n* ", "\n2", "\n•"), 4.0),
+    "quotes": (('"',), 4.0),
+    "links": (("http",), 3.0),
+    "blanks": (("___", "..."), 3.0),
+}
+
+
+@given(st.lists(SCRAPS | st.text(max_size=5), max_size=60).map("".join))
+@settings(max_examples=500, deadline=None)
+def test_marks_are_counted_as_if_one_by_one(text: str) -> None:
+    found = said(text)
+    for name, (marks, scale) in COUNTED.items():
+        assert found[name] == math.log1p(sum(text.count(mark) for mark in marks)) / scale, name
+    chars = len(text) or 1
+    for name, kind in (("digits", "0123456789"), ("capitals", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")):
+        assert found[name] == min(sum(text.count(mark) for mark in kind) / chars * 5.0, 1.0), name
+
+
 def test_lone_surrogates_and_long_texts_do_no_harm() -> None:
     assert all(map(math.isfinite, LEXICAL.features("\ud800" * 5_000, "\udfff")))
     assert all(0 <= value < 2 for value in LEXICAL.features("a, b. 1 " * 200_000))

@@ -18,6 +18,7 @@ from apportion.core.predictor import Estimate, QualityPredictor
 from apportion.predict.quality._arrays import Floats
 from apportion.predict.quality._calibration import Calibrator
 from apportion.predict.quality._drift import Drift, DriftMonitor
+from apportion.predict.quality._kernels import Kernels, kernels
 from apportion.predict.quality._view import View
 
 MODELS = 64
@@ -34,6 +35,10 @@ class Head(ABC):
     @abstractmethod
     def raw(self, x: Floats) -> Said:
         """Probability and standard deviation of every model, NaN for one nothing is known of."""
+
+    @abstractmethod
+    def quick(self, x: Floats, kernels: Kernels) -> Said:
+        """What `raw` says, to rounding, by compiled loops."""
 
     @abstractmethod
     def learn(self, x: Floats, model: int, quality: float, weight: float) -> None:
@@ -77,6 +82,11 @@ class TwoViews(QualityPredictor):
     seed: int
     rows_per_false_alarm: int
     head: ClassVar[type[Head]]
+    _kernels: Kernels | None = None
+
+    def prepare(self) -> None:
+        """Compile what predicts, where numba is installed; before, and without it, it is done in arrays."""
+        self._kernels = kernels()
 
     def reset(self) -> None:
         """Nothing is known of any model."""
@@ -93,7 +103,8 @@ class TwoViews(QualityPredictor):
         if seen is None:
             return [None] * len(models)
         seat, x = seen
-        means, spreads = seat.calibrator.apply(*seat.head.raw(x))
+        head, loops = seat.head, self._kernels
+        means, spreads = seat.calibrator.apply(*(head.raw(x) if loops is None else head.quick(x, loops)))
         places = seat.places
         found: list[Estimate | None] = []
         for model in models:

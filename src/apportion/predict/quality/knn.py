@@ -11,6 +11,7 @@ import numpy as np
 from apportion.core.method import Constraint, Interval
 from apportion.predict.quality._arrays import Floats, Integers, pack, unpack
 from apportion.predict.quality._base import Head, Said, TwoViews, nothing
+from apportion.predict.quality._kernels import Kernels
 
 _GROW = 256
 _ARRAYS = ("metric", "points", "worth", "weight", "base")
@@ -59,6 +60,28 @@ class KNNHead(Head):
             p = (told + SHRINK * mean) / weight if count > 0.0 else math.nan
             means.append(p)
             sds.append(math.sqrt(max(p * (1.0 - p), 0.0) / more))
+        return means, sds
+
+    def quick(self, x: Floats, kernels: Kernels) -> Said:
+        """Of points that are equally far others may count than in `raw`."""
+        if not self.rows or len(x) != len(self.metric):
+            return self.raw(x)
+        said = np.empty((2, len(self.base)))
+        kernels.near(
+            x,
+            self.metric,
+            self.points,
+            self._norms,
+            self.rows,
+            self.k,
+            self.reach,
+            self.worth,
+            self.weight,
+            self.base,
+            SHRINK,
+            said,
+        )
+        means, sds = said.tolist()
         return means, sds
 
     def _near(self, point: Floats) -> tuple[Integers, Floats]:
@@ -117,7 +140,7 @@ class KNNHead(Head):
         self.points = np.ascontiguousarray(rows * self.metric, np.float32)
         self.weight = np.ascontiguousarray(known, np.float32)
         self.worth = np.ascontiguousarray(np.where(known, quality, 0.0), np.float32)
-        self.base = np.stack((self.worth.sum(0), self.weight.sum(0)), 1).astype(float)
+        self.base = np.ascontiguousarray(np.stack((self.worth.sum(0), self.weight.sum(0)), 1), float)
         self.rows = len(rows)
         self.next = self.rows % self.capacity
         self._measure()
@@ -140,15 +163,20 @@ class KNNHead(Head):
         metric = unpack(saved["metric"])
         capacity = min(int(saved["capacity"]), int(parameters["capacity"]))
         found = cls(metric, 0, int(parameters["k"]), capacity)
-        for name in _ARRAYS:
-            setattr(found, name, unpack(saved[name]))
+        for name in ("points", "worth", "weight"):
+            setattr(found, name, unpack(saved[name]).astype(np.float32, copy=False))
+        found.base = unpack(saved["base"]).astype(float, copy=False)
         found.reach, found.rows, found.next = (
             float(saved["reach"]),
             int(saved["rows"]),
             int(saved["next"]),
         )
-        if len(found.points) > found.capacity:
-            raise ValueError(f"{len(found.points)} rows were saved, more than the capacity {found.capacity}")
+        size, models = found.worth.shape
+        if size > found.capacity:
+            raise ValueError(f"{size} rows were saved, more than the capacity {found.capacity}")
+        shapes = (found.points.shape, found.weight.shape, found.base.shape)
+        if shapes != ((size, len(metric)), (size, models), (models, 2)) or not 0 <= found.rows <= size:
+            raise ValueError("the saved neighbours do not fit together")
         found._measure()
         return found
 

@@ -11,6 +11,7 @@ import numpy as np
 from apportion.core.method import Constraint, Interval
 from apportion.predict.quality._arrays import Floats, logistic, pack, unpack
 from apportion.predict.quality._base import Head, Said, TwoViews
+from apportion.predict.quality._kernels import Kernels
 
 _FLAT = math.pi / 8.0
 
@@ -48,6 +49,15 @@ class LinearHead(Head):
             sds.append(min(p * (1.0 - p) * math.sqrt(variance), math.sqrt(p * (1.0 - p))))
         return means, sds
 
+    def quick(self, x: Floats, kernels: Kernels) -> Said:
+        """As `raw`."""
+        if len(x) + 1 != len(self.prior):
+            return self.raw(x)
+        said = np.empty((2, len(self.weights)))
+        kernels.line(x, self.weights, self.spread, self.rows, _FLAT, said)
+        means, sds = said.tolist()
+        return means, sds
+
     def learn(self, x: Floats, model: int, quality: float, weight: float) -> None:
         """One step of the extended Kalman filter for the logistic model; then a little is forgotten."""
         full = np.concatenate(([1.0], x))
@@ -78,8 +88,11 @@ class LinearHead(Head):
     def load(cls, saved: Mapping[str, Any], owner: TwoViews) -> Self:
         """What `save` returned."""
         weights, spread, rows, prior = (
-            unpack(saved[name]) for name in ("weights", "spread", "rows", "prior")
+            unpack(saved[name]).astype(float, copy=False) for name in ("weights", "spread", "rows", "prior")
         )
+        models, width = weights.shape
+        if (spread.shape, rows.shape, prior.shape) != ((models, width, width), (models,), (width,)):
+            raise ValueError("the saved weights do not fit together")
         return cls(weights, spread, rows, prior, float(owner.parameters().get("memory", 20_000)))
 
 

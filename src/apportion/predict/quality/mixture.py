@@ -11,6 +11,7 @@ import numpy as np
 from apportion.core.method import Constraint, Interval
 from apportion.predict.quality._arrays import Floats
 from apportion.predict.quality._base import Head, Said, TwoViews, nothing
+from apportion.predict.quality._kernels import Kernels
 from apportion.predict.quality.boosted import BoostedHead
 from apportion.predict.quality.knn import KNNHead
 from apportion.predict.quality.linear import LinearHead
@@ -33,6 +34,13 @@ class MixtureHead(Head):
         if not self.members:
             return nothing(self.models)
         said = [head.raw(x) for head in self.members.values()]
+        return combine(said, [self.shares[name] for name in self.members])
+
+    def quick(self, x: Floats, kernels: Kernels) -> Said:
+        """As `raw`."""
+        if not self.members:
+            return nothing(self.models)
+        said = [head.quick(x, kernels) for head in self.members.values()]
         return combine(said, [self.shares[name] for name in self.members])
 
     def learn(self, x: Floats, model: int, quality: float, weight: float) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from math import log1p
-from typing import Any, ClassVar, Final, final
+from typing import Any, ClassVar, Final, NamedTuple, final
 
 from apportion.core.method import Constraint, Interval, Method
 
@@ -165,13 +165,44 @@ _STOPS: Final = (b". ", b".\n", *(mark.encode() for mark in "。！।"))
 _ASKS: Final = ("?", "？", "؟")
 _ASK_BYTES: Final = tuple(mark.encode() for mark in _ASKS)
 _COMMAS: Final = tuple(mark.encode() for mark in ",，、")
-_MARKS: Final = (_STOPS, _ASK_BYTES, _COMMAS, _MATHS, _BULLETS)
-_ASCII_MARKS: Final = tuple(tuple(mark for mark in marks if mark.isascii()) for marks in _MARKS)
+_PLAIN: Final = b" abcdefghijklmnopqrstuvwxyz"
+"""Most of a text. What is left without it is a tenth as long, and has every mark of one character."""
+_QUOTES: Final = (b'"',)
+_GAPS: Final = (b"___", b"...")
+_ALL_MARKS: Final = (_STOPS, _ASK_BYTES, _COMMAS, _CODE, _MATHS, _CHOICES, _BULLETS, _QUOTES, _GAPS)
+
+
+class _Kind(NamedTuple):
+    """Marks of a kind: those of one character, in bytes, those that are words, and sequences with a byte of each that
+    few texts have.
+    """
+
+    single: tuple[bytes, ...]
+    words: tuple[bytes, ...]
+    sequences: tuple[tuple[bytes, bytes], ...]
+
+
+def _kind(marks: tuple[bytes, ...]) -> _Kind:
+    """``marks`` as they are looked for."""
+    single = tuple(mark for mark in marks if len(mark.decode()) == 1)
+    words = tuple(mark for mark in marks if not mark.translate(None, _PLAIN))
+    others = [mark for mark in marks if mark not in single and mark not in words]
+    return _Kind(single, words, tuple((mark, mark.translate(None, _PLAIN + b"B")[-1:]) for mark in others))
+
+
+_MARKS: Final = tuple(map(_kind, _ALL_MARKS))
+_ASCII_MARKS: Final = tuple(_kind(tuple(mark for mark in marks if mark.isascii())) for marks in _ALL_MARKS)
 """What is looked for in a text that is ASCII, as most are."""
 
-_FACTS: Final = ("messages", "tools", "tool_results", "images", "files", "system_chars")
+_FACTS: Final = (
+    ("messages", 4.0),
+    ("tools", 5.0),
+    ("tool_results", 4.0),
+    ("images", 3.0),
+    ("files", 3.0),
+    ("system_chars", 10.0),
+)
 """Counts that are taken as logarithms, with what divides them."""
-_FACT_SCALES: Final = (4.0, 5.0, 4.0, 3.0, 3.0, 10.0)
 
 
 @final
@@ -293,46 +324,48 @@ class Lexical(Method):
         chars = len(text) or 1
         words = float(turn.count(" ") + turn.count("\n") + 1) if len(turn) == turn_chars else turn_chars / 6.0
         raw = text.encode("utf-8", "replace")
-        count = raw.count
-        stops, asks, commas, maths, bullets = _ASCII_MARKS if len(raw) == len(text) else _MARKS
+        rest = raw.translate(None, _PLAIN)
+        kinds = _ASCII_MARKS if len(raw) == len(text) else _MARKS
+        stops, asks, commas, code, maths, choices, bullets, quotes, gaps = [
+            _count(raw, rest, kind) for kind in kinds
+        ]
         wide = (len(raw) - len(text)) / chars
         if wide > 1.0:
             words += turn_chars / 2.0  # scripts without spaces: about two characters a word
         end = turn[-32:].rstrip()
         ends = text if len(text) <= 2 * _END_CHARS else f"{text[:_END_CHARS]} {text[-_END_CHARS:]}"
         demands, asked = _demands(ends.lower())
+        known_of = known.get
+        cap = known_of("max_output_tokens", 0)
         return (
             log1p(turn_chars) / 10.0,
             log1p(words) / 8.0,
             log1p(turn.count("\n")) / 5.0,
             min(turn_chars / (words or 1.0), 15.0) / 10.0,
-            log1p(_total(count, stops)) / 5.0,
-            log1p(_total(count, asks)) / 3.0,
+            log1p(stops) / 5.0,
+            log1p(asks) / 3.0,
             1.0 if end.endswith(_ASKS) else 0.0,
             1.0 if end.endswith((":", "：")) else 0.0,
-            log1p(_total(count, commas)) / 5.0,
-            min(_marks(raw, _DIGITS) / chars * 5.0, 1.0),
-            min(_marks(raw, _CAPITALS) / chars * 5.0, 1.0),
+            log1p(commas) / 5.0,
+            min(_marks(rest, _DIGITS) / chars * 5.0, 1.0),
+            min(_marks(rest, _CAPITALS) / chars * 5.0, 1.0),
             wide / 2.0,
-            log1p(_marks(raw, _CODE_BYTES) + _total(count, _CODE)) / 5.0,
-            log1p(_marks(raw, _MATHS_BYTES) + _total(count, maths)) / 5.0,
-            log1p(_total(count, _CHOICES)) / 3.0,
-            log1p(_total(count, bullets)) / 4.0,
-            log1p(count(b'"')) / 4.0,
-            log1p(count(b"http")) / 3.0,
-            log1p(count(b"___") + count(b"...")) / 3.0,
+            log1p(_marks(rest, _CODE_BYTES) + code) / 5.0,
+            log1p(_marks(rest, _MATHS_BYTES) + maths) / 5.0,
+            log1p(choices) / 3.0,
+            log1p(bullets) / 4.0,
+            log1p(quotes) / 4.0,
+            log1p(raw.count(b"http")) / 3.0,
+            log1p(gaps) / 3.0,
             *demands,
             log1p(asked) / 10.0,
             1.0 if asked else 0.0,
             log1p(before_chars) / 12.0,
             1.0 if answers else 0.0,
-            *(
-                log1p(max(known.get(name, 0), 0)) / scale
-                for name, scale in zip(_FACTS, _FACT_SCALES, strict=True)
-            ),
-            1.0 if known.get("json") else 0.0,
-            1.0 if known.get("max_output_tokens") else 0.0,
-            log1p(max(known.get("max_output_tokens", 0), 0)) / 12.0,
+            *[log1p(max(known_of(name, 0), 0)) / scale for name, scale in _FACTS],
+            1.0 if known_of("json") else 0.0,
+            1.0 if cap else 0.0,
+            log1p(max(cap, 0)) / 12.0,
         )
 
     @classmethod
@@ -341,8 +374,17 @@ class Lexical(Method):
         yield {"short_turn_chars": 200}
 
 
-def _total(count: Callable[[bytes], int], marks: Iterable[bytes]) -> int:
-    return sum([count(mark) for mark in marks])
+def _count(raw: bytes, rest: bytes, kind: _Kind) -> int:
+    """How often marks of a kind occur in ``raw``, of which ``rest`` is what is not `_PLAIN`."""
+    found = 0
+    for mark in kind.single:
+        found += rest.count(mark)
+    for word in kind.words:
+        found += raw.count(word)
+    for mark, rare in kind.sequences:
+        if rare in rest:
+            found += raw.count(mark)
+    return found
 
 
 def _marks(raw: bytes, kind: bytes) -> int:
