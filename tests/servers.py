@@ -22,8 +22,8 @@ import time
 import uuid
 from pathlib import Path
 
-START_S = 60.0
-STOP_S = 30.0
+START_S = 120.0
+STOP_S = 60.0
 POLL_S = 0.02
 PORTS = range(20_000, 32_000)
 """Below those that outgoing connections are given: nobody takes the port of a server that is down for a moment."""

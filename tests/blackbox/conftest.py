@@ -16,7 +16,8 @@ from .upstream import Upstream
 
 PRICE = {"input_usd_per_mtok": 10.0, "output_usd_per_mtok": 1000.0}
 """Dear enough that dollars are seen: an output token is a tenth of a cent."""
-QUICK = {"connect_s": 2.0, "first_token_s": 2.5, "gap_s": 2.0, "total_s": 6.0}
+PATIENT = {"connect_s": 20.0, "first_token_s": 20.0, "gap_s": 20.0, "total_s": 60.0}
+QUICK = {"connect_s": 3.0, "first_token_s": 4.0, "gap_s": 4.0, "total_s": 10.0}
 """For those that are there to run out; what must not run out is asked of an endpoint that is patient."""
 FAIL_FAST: dict[str, Any] = {"attempts": 1}
 NEVER_OPEN = {"failures": 1_000_000, "open_s": 1e-6, "max_open_s": 1e-6}
@@ -88,7 +89,7 @@ def endpoint(kind: str, base: str, name: str, **more: Any) -> Json:
         "headers": {"x-from-config": "${UPSTREAM_HEADER}"},
         "model": f"{kind}-model",
         "price": PRICE,
-        "timeouts": QUICK,
+        "timeouts": PATIENT,
         "breaker": NEVER_OPEN,
         **more,
     }
@@ -111,7 +112,6 @@ def base_config(upstream: Upstream, ca_file: Path, closed_port: int, deaf_port: 
     plain, local = f"http://127.0.0.1:{upstream.port}", "https://localhost"
     endpoints: Json = {}
     models: Json = {}
-    patient = {"connect_s": 20.0, "first_token_s": 20.0, "gap_s": 20.0, "total_s": 60.0}
     bad: dict[str, Json] = {
         "refused": {"base_url": f"http://127.0.0.1:{closed_port}/v1"},
         "deaf": {"base_url": f"http://127.0.0.1:{deaf_port}/v1"},
@@ -128,13 +128,16 @@ def base_config(upstream: Upstream, ca_file: Path, closed_port: int, deaf_port: 
         "plain_to_tls": {"base_url": f"http://127.0.0.1:{upstream.tls_ports['trusted']}/x/v1"},
     }
     two = {"attempts": 2, "backoff_s": 0.01}
-    for name in ("refused", "stranger", "wrong_name", "plain_to_tls"):  # these are said, not waited for
-        bad[name]["timeouts"] = patient
+    for name in ("deaf", "dns", "tls_to_plain"):  # the others are said, not waited for
+        bad[name]["timeouts"] = QUICK
     for kind in ("openai", "anthropic"):
         for letter in "ab":
             endpoints[f"{kind}-{letter}"] = endpoint(kind, plain, f"{kind}-{letter}")
-        models[f"{kind}-one"] = model(f"{kind}-a")
-        models[f"{kind}-two"] = model(f"{kind}-a", f"{kind}-b", retries=two)
+            quick = f"{kind}-quick-{letter}"
+            endpoints[quick] = endpoint(kind, plain, quick, timeouts=QUICK)
+        for name in (kind, f"{kind}-quick"):
+            models[f"{name}-one"] = model(f"{name}-a")
+            models[f"{name}-two"] = model(f"{name}-a", f"{name}-b", retries=two)
         models[f"{kind}-retry"] = model(f"{kind}-a", retries={"attempts": 3, "backoff_s": 0.01})
         for name, fields in bad.items():
             endpoints[f"{kind}-{name}"] = endpoint(kind, plain, name, **fields)
@@ -148,14 +151,14 @@ def base_config(upstream: Upstream, ca_file: Path, closed_port: int, deaf_port: 
         models[f"{kind}-tls"] = model(f"{kind}-tls")
         endpoints[f"{kind}-unpriced"] = endpoint(kind, plain, f"{kind}-unpriced", price="unknown")
         models[f"{kind}-unpriced"] = model(f"{kind}-unpriced")
-        # patient: for tests in which the upstream is slow on purpose
-        endpoints[f"{kind}-slow"] = endpoint(kind, plain, f"{kind}-slow", timeouts=patient)
+        # for tests in which the upstream is slow on purpose
+        endpoints[f"{kind}-slow"] = endpoint(kind, plain, f"{kind}-slow")
         models[f"{kind}-slow"] = model(f"{kind}-slow")
-        endpoints[f"{kind}-slow-b"] = endpoint(kind, plain, f"{kind}-slow-b", timeouts=patient)
+        endpoints[f"{kind}-slow-b"] = endpoint(kind, plain, f"{kind}-slow-b")
         models[f"{kind}-slow-two"] = model(f"{kind}-slow", f"{kind}-slow-b", retries=two)
     return {
         "listen": {"drain_s": 5},
-        "http": {"header_timeout_s": 1.5, "body_timeout_s": 1.5, "idle_timeout_s": 30},
+        "http": {"header_timeout_s": 4, "body_timeout_s": 4, "idle_timeout_s": 30},
         "keys": KEYS,
         "endpoints": endpoints,
         "models": models,

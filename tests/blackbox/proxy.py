@@ -143,7 +143,7 @@ class Gateway:
             except ProcessLookupError:
                 pass
         if self.process is not None:
-            self.process.wait(10)
+            self.process.wait(STOP_S)
 
     def processes(self) -> list[int]:
         """Live processes that the proxy is or has started: by session, or by the mark in their environment."""

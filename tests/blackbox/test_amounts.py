@@ -16,7 +16,7 @@ import pytest
 from apportion.serve.records import usd
 
 from .booked import Booked, booked, check_metrics, query
-from .conftest import KEYS, QUICK, Json, model
+from .conftest import KEYS, PATIENT, Json, model
 from .dialects import DIALECTS, Dialect, own_error
 from .providers import BY_NAME, PROVIDERS, Bill, Prices, Provider
 from .proxy import Gateway
@@ -67,7 +67,7 @@ def priced_endpoint(upstream: Upstream, name: str, api: str, **more: Any) -> Jso
         "model": "some-model",
         "apis": [api],
         "price": PRICES.config(),
-        "timeouts": QUICK,
+        "timeouts": PATIENT,
         **more,
     }
 

@@ -220,7 +220,7 @@ async def test_a_probe_takes_an_endpoint_out_and_brings_it_back(
             await asyncio.sleep(0.05)
         raise AssertionError("the probe changed nothing")
 
-    assert await asked("left") == 3
+    await until(lambda n: n == 3)
     upstream.down.add("left")
     try:
         await until(lambda n: n == 0)

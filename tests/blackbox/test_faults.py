@@ -101,7 +101,7 @@ def ran(request: pytest.FixtureRequest, gateway: Gateway, upstream: Upstream) ->
         marker = new_marker()
         name = f"{case.kind}-slow" + ("-two" if case.group == "two" else "")
         if is_timed(case.fault):
-            name = f"{case.kind}-{case.group}"
+            name = f"{case.kind}-quick-{case.group}"
         if case.fault in ADDRESS_FAULTS:
             name = f"{case.kind}-{case.fault}-{case.group}"
         else:

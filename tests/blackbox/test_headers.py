@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import pytest
 
@@ -47,7 +48,9 @@ HOST_SELECTING = {
 async def test_answers_say_where_they_come_from(gateway: Gateway, name: str, stream: bool) -> None:
     dialect = DIALECTS[name]
     more = {"stream": True} if stream and name != "embeddings" else {}
+    begun_s = time.monotonic()
     response = await gateway.post(dialect, dialect.request("openai-one", new_marker(), **more))
+    took_s = time.monotonic() - begun_s
     assert response.status == 200, response.body
     assert response.header("x-request-id")
     if dialect.sdk == "anthropic":
@@ -55,7 +58,7 @@ async def test_answers_say_where_they_come_from(gateway: Gateway, name: str, str
     assert response.header("x-apportion-model") == "openai-model"
     assert response.header("x-apportion-endpoint") == "openai-a"
     overhead_ms = float(response.header("x-apportion-overhead-ms") or "nan")
-    assert 0 <= overhead_ms < 1000
+    assert 0 <= overhead_ms < 1000 * took_s
     assert re.fullmatch(r"[\w-]{8,64}", response.header("x-apportion-decision-id") or "")
     assert response.header("x-apportion-error") is None
     assert len({k.lower() for k, _ in response.headers}) == len(response.headers), "a header came twice"

@@ -19,7 +19,7 @@ from apportion.serve.ledger.entries import KINDS, PRESUME, RESERVE, SETTLE
 from apportion.serve.records import usd
 from servers import Postgres
 
-from .conftest import PRICE, Json, endpoint, model
+from .conftest import PATIENT, PRICE, Json, endpoint, model
 from .dialects import CHAT, MESSAGES, RESPONSES, Dialect, own_error
 from .proxy import Gateway
 from .shapes import Want
@@ -39,9 +39,8 @@ RED = [
 def config(upstream: Upstream) -> Callable[..., Json]:
     def build(**more: Any) -> Json:
         plain = f"http://127.0.0.1:{upstream.port}"
-        slow = {"connect_s": 1.0, "first_token_s": 30.0, "gap_s": 30.0, "total_s": 60.0}
-        endpoints = {name: endpoint("openai", plain, name) for name in ("left", "right")}
-        endpoints["slow"] = endpoint("openai", plain, "slow", timeouts=slow)
+        endpoints = {name: endpoint("openai", plain, name) for name in ("left", "right", "slow")}
+        endpoints["slow"]["timeouts"] = {**PATIENT, "first_token_s": 50.0}
         return {
             "organisation": "acme",
             "teams": TEAMS,

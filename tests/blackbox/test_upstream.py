@@ -73,7 +73,7 @@ async def test_every_fault_can_be_played(server: Upstream, name: str, path: str,
                 assert response.status == 200
                 assert response.complete
     if endless:
-        for _ in range(1000):
+        for _ in range(3000):
             if (seen := server.of(marker)) and seen[0].gone_at_s is not None:
                 break
             await asyncio.sleep(0.02)

@@ -60,7 +60,7 @@ async def send(
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
     """Workers notice a change within a second; a slow machine gets more time."""
-    for _ in range(400):
+    for _ in range(1200):
         if await condition():
             return
         await asyncio.sleep(0.05)

@@ -14,18 +14,20 @@ import re
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from . import providers, shapes
 
 SENT_ON_S = 0.5
-"""Between content and a fault after it, so that the content has surely left the proxy."""
+"""Between content that the proxy has read and a fault after it, so that the content has surely left the proxy."""
 STALL_S = 60.0
 """How long a stalled exchange waits for the proxy to give up before the upstream does."""
 MARKER = re.compile(rb"marker-[0-9a-f]{12}")
@@ -48,7 +50,8 @@ class Script:
     """Before every event after the first content event."""
     head_delay_s: float = 0.0
     gate: threading.Semaphore | None = None
-    """Must be passed before every piece of content after the second, so that a test says when each is written."""
+    """Must be passed before every piece of content after the second, so that a test says when each is written; where
+    the usage is late, before it."""
 
 
 @dataclass
@@ -88,6 +91,24 @@ class Seen:
 
 class Gone(Exception):
     """The other side closed."""
+
+
+def _unread(local: tuple[str, int], remote: tuple[str, int]) -> bool:
+    """Whether bytes have come to the socket of another process at ``local`` that it has not read (where there is
+    /proc)."""
+    try:
+        table = Path("/proc/net/tcp").read_text()
+    except OSError:
+        return False
+    ends = [
+        f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{port:04X}"
+        for host, port in (local, remote)
+    ]
+    for line in table.splitlines():
+        fields = line.split()
+        if fields[1:3] == ends:
+            return int(fields[4].partition(":")[2], 16) > 0
+    return False
 
 
 class Connection(asyncio.Protocol):
@@ -306,6 +327,15 @@ class Exchange:
         for i, part in enumerate(self.parts()[: self.cut()]):
             self.bill(i)
             await self.chunk(part)
+        await self.sent_on()
+
+    async def sent_on(self) -> None:
+        """Wait until the proxy has read what was sent, and then a moment."""
+        transport = self.connection.transport
+        while not self.connection.gone.is_set() and _unread(
+            transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        ):
+            await asyncio.sleep(0.05)
         await asyncio.sleep(SENT_ON_S)
 
     async def pass_gate(self, gate: threading.Semaphore) -> None:
@@ -555,7 +585,7 @@ async def close_mid_undelimited(x: Exchange) -> None:
     for i, part in enumerate(x.parts()[: x.cut()]):
         x.bill(i)
         await x.send(part)
-    await asyncio.sleep(SENT_ON_S)
+    await x.sent_on()
     await x.close()
 
 
@@ -581,7 +611,7 @@ async def length_too_long(x: Exchange) -> None:
     for i, part in enumerate(parts[: x.cut()]):
         x.bill(i)
         await x.send(part)
-    await asyncio.sleep(SENT_ON_S)
+    await x.sent_on()
     await x.close()
 
 
@@ -605,6 +635,7 @@ async def _stall_after(x: Exchange, parts: int) -> None:
     for i, part in enumerate(x.parts()[:parts]):
         x.bill(i)
         await x.chunk(part)
+    await x.sent_on()
     await x.stall()
 
 
@@ -639,8 +670,10 @@ async def usage_late(x: Exchange) -> None:
     await x.head(200, chunked=True)
     for i, part in enumerate(x.parts()):
         if i == x.reply.end + 1:
+            await x.sent_on()
             x.seen.holds = True
-            await asyncio.sleep(2 * SENT_ON_S)
+            if x.script.gate:
+                await x.pass_gate(x.script.gate)
         x.bill(i)
         await x.chunk(part)
     await x.finish()

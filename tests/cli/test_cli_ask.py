@@ -160,8 +160,8 @@ def test_nothing_is_running() -> None:
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    done = CliRunner().invoke(app, ["ask", "Hi", "--port", str(port), "--host", "0.0.0.0"])
+        port = free.getsockname()[1]  # bound, so that it is nobody else's, but not listening
+        done = CliRunner().invoke(app, ["ask", "Hi", "--port", str(port), "--host", "0.0.0.0"])
     assert done.exit_code == 1
     assert f"No proxy answers on 127.0.0.1:{port}" in done.stderr
     assert "apportion up" in done.stderr

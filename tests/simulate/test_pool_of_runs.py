@@ -109,10 +109,11 @@ def test_an_interrupt_while_workers_are_started_is_held_back_and_not_lost() -> N
 
 def test_an_interrupt_leaves_nothing_running(tmp_path: Path) -> None:
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import signal, sys; sys.path.insert(0, sys.argv[1])\n"
         "import made_scenarios as made\n"
         "from apportion.simulate import pool\n"
         "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # as above
         "    try:\n"
         "        list(pool.run(made.slow, sys.argv[2], range(8), workers=2))\n"
         "    except KeyboardInterrupt:\n"
@@ -128,7 +129,6 @@ def test_an_interrupt_leaves_nothing_running(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as above
     ) as process:
         while len(list(began.iterdir())) < 2 and process.poll() is None:
             time.sleep(0.05)
