@@ -213,18 +213,18 @@ async def test_field_21_a_model_of_ones_own_is_not_free(
     """Machine time is booked, to the nanosecond, and a hard budget ends it."""
     own = priced_endpoint(upstream, "own", "chat", price="unknown", usd_per_hour=3600.0)
     del own["price"]
-    budget = {"name": "all", "amount": 2.0}
+    budget = {"name": "all", "amount": 5.9}
     keys = KEYS[:1] + KEYS[2:]
     gateway = start(
         {"keys": keys, "endpoints": {"own": own}, "models": {"own": model("own")}, "budgets": [budget]}
     )
     chat = DIALECTS["chat"]
-    marker = upstream.script(new_marker(), head_delay_s=0.7)
+    marker = upstream.script(new_marker(), head_delay_s=2.0)
     answered = 0
     while (await gateway.post(chat, chat.request("own", marker))).status == 200:
         answered += 1
-        assert (await booked(gateway, "own", answered)).units >= 0.7e12 * answered
-    assert answered == 2, "a third answer of 0.7 s at a dollar a second does not fit into two dollars"
+        assert (await booked(gateway, "own", answered)).units >= 2.0e12 * answered
+    assert answered == 2, "a third answer of 2 s at a dollar a second does not fit into $5.90"
     rows = query(gateway, "SELECT usd, server_seconds FROM entries WHERE endpoint = ? AND kind = 1", "own")
     assert all(units == nanoseconds * 1000 for units, nanoseconds in rows)
     refused = await gateway.post(chat, chat.request("own", marker))

@@ -128,7 +128,9 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         self.upstream.connections.add(self)
         self.upstream.opened += 1
-        self.task = asyncio.ensure_future(self.serve())
+        task = asyncio.ensure_future(self.serve())
+        self.upstream.tasks.add(task)
+        task.add_done_callback(self.upstream.tasks.discard)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -839,6 +841,7 @@ class Upstream:
         self.complaints: list[str] = []
         """What a strict server would hold against the proxy's requests."""
         self.connections: set[Connection] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
         self.opened = 0
         self.port = 0
         self.tls_ports: dict[str, int] = {}
@@ -852,13 +855,13 @@ class Upstream:
 
     def start(self) -> Upstream:
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(60)
         return self
 
     def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join()
         self._loop.close()
 
     def _run(self) -> None:
@@ -878,12 +881,12 @@ class Upstream:
     async def _close(self) -> None:
         for server in self._servers:
             server.close()
-        open_now = list(self.connections)
-        for connection in open_now:
-            connection.task.cancel()
-            connection.transport.abort()
-        await asyncio.gather(*(c.task for c in open_now), return_exceptions=True)
-        await asyncio.sleep(0)
+        while self.connections or self.tasks:  # none is left to the garbage collector
+            for connection in list(self.connections):
+                connection.transport.abort()
+            for task in list(self.tasks):
+                task.cancel()
+            await asyncio.sleep(0.01)
 
     def script(self, marker: str, **fields: Any) -> str:
         self.scripts[marker] = Script(**fields)
