@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from servers import Postgres, Redis, Server, create_database, drop_database
 
@@ -20,6 +21,11 @@ POSTGRES_URL = os.environ.get("APPORTION_TEST_POSTGRES_URL")
 """A server of yours in place of one that is started here; databases are made in it and dropped."""
 
 _missing: Counter[str] = Counter()
+
+settings.load_profile("ci")
+"""Hypothesis asks the same of every run and sets no deadline: as it does where it sees that it runs in CI, which it may
+not see. ``--hypothesis-profile default`` searches anew.
+"""
 
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="apportion-tests-")
 """No test writes into the books of whoever runs it."""
