@@ -47,7 +47,7 @@ class Spread:
             *self._above[:-1],
             0.5 * (self._above[-2] if len(self._above) > 1 else 1.0),
         ]
-        weight = -np.diff(above, prepend=1.0)
+        weight = np.concatenate(([1.0], above[:-1])) - above
         self.mean_exp = float(np.exp(np.minimum(values, MOST_LOG)) @ weight)
         """The mean of the exponentials: what turns a middle into a mean (Duan's smearing)."""
         self.p50 = self.quantile(0.5)

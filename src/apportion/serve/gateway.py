@@ -243,14 +243,13 @@ class Gateway:
         started_s = time.perf_counter()
         deadline_s = job.call.constraints.deadline_s
         left_s = None if deadline_s is None else max(0.0, job.started_s + deadline_s - started_s)
+        load, endpoints = caching.load(job.group), caching.endpoints(job)
         try:
-            async with asyncio.timeout(left_s):
-                found = await cache.look(
-                    question,
-                    time.time(),
-                    load=caching.load(job.group),
-                    endpoints=caching.endpoints(job),
-                )
+            if left_s is None:
+                found = await cache.look(question, time.time(), load=load, endpoints=endpoints)
+            else:
+                async with asyncio.timeout(left_s):
+                    found = await cache.look(question, time.time(), load=load, endpoints=endpoints)
         except TimeoutError:
             raise errors.DeadlineError(
                 "The request's 'deadline_s' was used up while an equal one was waited for.",

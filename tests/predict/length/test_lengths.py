@@ -209,3 +209,28 @@ def test_the_catalogue_knows_them() -> None:
         Linear(penalty=0.0)
     for module in (typical, linear, trees):
         assert doctest.testmod(module).failed == 0
+
+
+def test_a_line_tells_the_same_whoever_was_asked_about_before() -> None:
+    """It keeps the score of the marks it looked at last, and no longer than the score holds."""
+    random = Random(4)
+    known = [Features(tuple(random.random() for _ in range(4))) for _ in range(6)]
+    asked, fresh = Linear(), Linear()
+    for step in range(120):
+        features, model = random.choice(known), random.choice("ab")
+        tokens = float(random.randint(1, 500))
+        for predictor in (asked, fresh):
+            predictor.learn(features, model, tokens, censored=step % 7 == 0)
+        for each in known:
+            for name in "ab":
+                other = Linear()
+                other.load(fresh.save())
+                assert asked.predict(each, name) == asked.predict(each, name) == other.predict(each, name)
+    asked.load(Linear().save())
+    assert asked.predict(known[0], "a") is None
+    for _ in range(4):
+        asked.learn(known[0], "a", 50.0)
+    before = asked.predict(known[0], "a")
+    asked.reset()
+    assert before is not None
+    assert asked.predict(known[0], "a") is None

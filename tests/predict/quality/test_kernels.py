@@ -15,12 +15,14 @@ from apportion.core.errors import SavedStateError
 from apportion.predict.quality import _base
 from apportion.predict.quality._arrays import pack, unpack
 from apportion.predict.quality._base import Head, TwoViews
+from apportion.predict.quality._calibration import Calibrator
 from apportion.predict.quality._fit import artefact, fit, restore
 from apportion.predict.quality._kernels import Kernels, kernels
+from apportion.predict.quality._view import View
 from apportion.predict.quality.boosted import Boosted, BoostedHead
 from apportion.predict.quality.knn import KNN, KNNHead
 from apportion.predict.quality.linear import Linear, LinearHead
-from apportion.predict.quality.mixture import Mixture
+from apportion.predict.quality.mixture import Mixture, combine
 
 pytest.importorskip("numba")
 MODELS = ["small", "middle", "large"]
@@ -36,7 +38,9 @@ def loops() -> Kernels:
 
 
 def alike(head: Head, x: Array, loops: Kernels, within: float) -> None:
-    plain, quick = np.array(head.raw(x)), np.array(head.quick(x, loops))
+    plain = np.array(head.raw(x))
+    quick = np.empty(plain.shape)
+    head.quick(x, loops, quick)
     np.testing.assert_allclose(quick, plain, rtol=0.0, atol=within)  # NaN where it is NaN
 
 
@@ -97,6 +101,51 @@ def test_trees(loops: Kernels, seed: int, trees: int, models: int, most_leaves: 
     alike(head, rows[4], loops, 1e-5)
 
 
+@each
+@given(seeds, st.integers(1, 4), st.integers(1, 5))
+def test_mixtures(loops: Kernels, seed: int, members: int, models: int) -> None:
+    random = np.random.default_rng(seed)
+    shares = random.dirichlet(np.ones(members))
+    parts = random.random((members, 2, models))
+    unknown = random.random((members, models)) < 0.4
+    parts[:, 0][unknown] = parts[:, 1][unknown] = np.nan
+    quick = np.empty((2, models))
+    loops.mix(parts, shares, quick)
+    plain = combine([(p.tolist(), sd.tolist()) for p, sd in parts], shares.tolist())
+    np.testing.assert_allclose(quick, plain, rtol=0.0, atol=1e-12)
+
+
+@each
+@given(seeds, st.integers(1, 6))
+def test_calibration(loops: Kernels, seed: int, models: int) -> None:
+    random = np.random.default_rng(seed)
+    calibrator = Calibrator(models)
+    for _ in range(20):
+        model = int(random.integers(models))
+        calibrator.learn(model, float(random.random()), float(random.random()), float(random.random()) + 0.1)
+    said = random.random((2, models))
+    said[0, 0] = random.choice((0.0, 1.0, 0.5, np.nan))
+    plain = calibrator.apply(*said.tolist())
+    calibrator.quick(said, loops)
+    np.testing.assert_allclose(said, plain, rtol=0.0, atol=1e-12)
+
+
+@each
+@given(seeds, st.booleans())
+def test_rows(loops: Kernels, seed: int, with_vectors: bool) -> None:
+    random = np.random.default_rng(seed)
+    lexical = random.exponential(3.0, (30, 5)) * random.choice((-1.0, 1.0), (30, 5))
+    vectors = random.normal(size=(30, 8)) if with_vectors else None
+    view = View.fitted(lexical, vectors, 4)
+    for place, marks in enumerate(lexical):
+        vector = None if vectors is None else tuple(vectors[place].tolist())
+        seen = Features(tuple(marks.tolist()), vector)
+        plain, quick = view.row(seen), view.row(seen, loops)
+        assert plain is not None
+        assert quick is not None
+        np.testing.assert_allclose(quick, plain, rtol=0.0, atol=1e-12)
+
+
 @pytest.mark.parametrize("with_vectors", [False, True])
 @pytest.mark.parametrize("method", [KNN, Linear, Boosted, Mixture])
 def test_a_predictor_that_was_prepared_says_the_same(method: type[TwoViews], with_vectors: bool) -> None:
@@ -139,7 +188,7 @@ def test_a_row_of_another_length_is_no_way_out_of_the_arrays(loops: Kernels) -> 
     trees = BoostedHead(roots, mark, cut, child, value, rarity, np.ones(2), np.ones(2))
     for head in (near, line, trees):
         with pytest.raises((ValueError, IndexError)):
-            head.quick(np.zeros(3), loops)
+            head.quick(np.zeros(3), loops, np.empty((2, 2)))
 
 
 @pytest.mark.parametrize(("head", "part"), [("knn", "weight"), ("knn", "points"), ("linear", "spread")])

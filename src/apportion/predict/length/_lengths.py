@@ -25,6 +25,7 @@ _ENOUGH = 3
 _PRIOR_ERRORS = np.array([-1.5, -0.7, -0.25, 0.25, 0.7, 1.5])
 """Of lengths spread by a factor of e, roughly those of conversations: counted in while there are few answers."""
 _PRIOR_UNTIL = 24
+NOTHING: tuple[None, float] = (None, 0.0)
 
 Floats = NDArray[np.float64]
 
@@ -143,10 +144,12 @@ class Models:
     ``anyone`` stands in for a model of which nothing is known; None without a fit.
     """
 
-    __slots__ = ("_known", "_most", "anyone")
+    __slots__ = ("_known", "_most", "anyone", "scored")
 
     def __init__(self, most: int) -> None:
         self._most = most
+        self.scored: tuple[tuple[float, ...] | None, float] = NOTHING
+        """The marks that were looked at last, with their score, as long as that holds; nothing that is saved."""
         self._known: dict[str, Model] = {}
         self.anyone: Model | None = None
 

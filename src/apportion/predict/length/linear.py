@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from apportion.core.features import Features
 from apportion.core.method import Constraint, Interval
 from apportion.core.predictor import LengthPredictor, Quantiles
-from apportion.predict.length._lengths import Models
+from apportion.predict.length._lengths import NOTHING, Models
 
 
 @final
@@ -111,10 +111,11 @@ class Linear(LengthPredictor):
         if len(x) != len(self._w):
             self._fresh(len(x))
         error = self._models.learn(model, float(x @ self._w), output_tokens, censored=censored)
+        self._models.scored = NOTHING
         px = self._p @ x
         gain = px / (self.memory + float(x @ px))
         self._w += gain * min(max(error, -2.0), 2.0)
-        self._p = (self._p - np.outer(gain, px)) / self.memory
+        self._p = (self._p - gain[:, None] * px) / self.memory
         # What is never seen must not become ever less certain: no more than at the start.
         most = 1.0 / self.penalty
         wide = float(self._p.diagonal().max())
@@ -140,9 +141,13 @@ class Linear(LengthPredictor):
         self._p = np.array(self._p, float).reshape(len(self._w), len(self._w))
 
     def _score(self, features: Features) -> float:
-        if len(features.lexical) != len(self._w):
-            return 0.0
-        return float(np.array(features.lexical) @ self._w)
+        """The same for every model: they are asked for one after the other."""
+        lexical = features.lexical
+        seen, score = self._models.scored
+        if seen is not lexical:
+            score = float(np.array(lexical) @ self._w) if len(lexical) == len(self._w) else 0.0
+            self._models.scored = lexical, score
+        return score
 
     def _fresh(self, d: int) -> None:
         self._w = np.zeros(d)

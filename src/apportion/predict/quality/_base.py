@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 from apportion.core.errors import SavedStateError
 from apportion.core.features import Features
 from apportion.core.predictor import Estimate, QualityPredictor
@@ -37,8 +39,8 @@ class Head(ABC):
         """Probability and standard deviation of every model, NaN for one nothing is known of."""
 
     @abstractmethod
-    def quick(self, x: Floats, kernels: Kernels) -> Said:
-        """What `raw` says, to rounding, by compiled loops."""
+    def quick(self, x: Floats, kernels: Kernels, said: Floats) -> None:
+        """Write what `raw` says, to rounding, into ``said`` (2, models), by compiled loops."""
 
     @abstractmethod
     def learn(self, x: Floats, model: int, quality: float, weight: float) -> None:
@@ -99,13 +101,19 @@ class TwoViews(QualityPredictor):
 
     def predict(self, features: Features, models: Sequence[str]) -> list[Estimate | None]:
         """For each of ``models`` the quality in [0, 1]; None for one it knows nothing of."""
-        seen = self._see(features)
+        loops = self._kernels
+        seen = self._see(features, loops)
         if seen is None:
             return [None] * len(models)
         seat, x = seen
-        head, loops = seat.head, self._kernels
-        means, spreads = seat.calibrator.apply(*(head.raw(x) if loops is None else head.quick(x, loops)))
         places = seat.places
+        if loops is None or len(seat.calibrator.line) != len(places):
+            means, spreads = seat.calibrator.apply(*seat.head.raw(x))
+        else:
+            said = np.empty((2, len(places)))
+            seat.head.quick(x, loops, said)
+            seat.calibrator.quick(said, loops)
+            means, spreads = said.tolist()
         found: list[Estimate | None] = []
         for model in models:
             place = places.get(model)
@@ -113,12 +121,12 @@ class TwoViews(QualityPredictor):
             found.append(Estimate(mean, spreads[place]) if place is not None and mean == mean else None)
         return found
 
-    def _see(self, features: Features) -> tuple[Seat, Floats] | None:
+    def _see(self, features: Features, loops: Kernels | None) -> tuple[Seat, Floats] | None:
         """The best seat for what there is of ``features``, with the row it sees."""
         for name in ("vector", "lexical") if features.vector is not None else ("lexical",):
             seat = self._seats.get(name)
             if seat is not None:
-                x = seat.view.row(features)
+                x = seat.view.row(features, loops)
                 if x is not None:
                     return seat, x
         return None

@@ -23,11 +23,14 @@ _REORDER = {"reassoc", "contract", "nsz"}
 
 
 class Kernels(NamedTuple):
-    """The compiled loops; each writes means and standard deviations into the rows of its last argument."""
+    """The compiled loops; each writes into its last argument, all but the first means and standard deviations."""
 
+    marks: Callable[..., None]
     near: Callable[..., None]
     line: Callable[..., None]
     trees: Callable[..., None]
+    mix: Callable[..., None]
+    calibrate: Callable[..., None]
 
 
 @functools.cache
@@ -49,6 +52,7 @@ def kernels() -> Kernels | None:
 
     try:
         return Kernels(
+            compiled(_marks, "void(f8,f8[::1],f8[::1],f8[::1])", set()),
             compiled(
                 _near,
                 "void(f8[::1],f4[::1],f4[:,::1],f4[::1],i8,i8,f8,f4[:,::1],f4[:,::1],f8[:,::1],f8,f8[:,::1])",
@@ -60,10 +64,19 @@ def kernels() -> Kernels | None:
                 "void(f8[::1],i4[::1],i4[::1],f4[::1],i4[:,::1],f4[:,::1],f4[::1],f8[::1],f8[::1],f8[:,::1])",
                 set(),
             ),
+            compiled(_mix, "void(f8[:,:,::1],f8[::1],f8[:,::1])", set()),
+            compiled(_calibrate, "void(f8[:,::1],f8[:,:,::1],f8,f8,f8[:,::1])", set()),
         )
     except Exception:  # no place to keep machine code in, or a numba that does not fit: arrays do it too
         logger.info("predicting without numba", exc_info=True)
         return None
+
+
+def _marks(limit: float, centre: Any, scale: Any, marks: Any) -> None:
+    """`View.row`, in place."""
+    for i in range(marks.shape[0]):
+        mark = (math.asinh(marks[i]) - centre[i]) / scale[i]
+        marks[i] = limit if mark > limit else -limit if mark < -limit else mark
 
 
 def _near(
@@ -184,3 +197,48 @@ def _trees(
         if said[0, model] == said[0, model]:
             said[0, model] = min(max(said[0, model], 1e-3), 1.0 - 1e-3)
         said[1, model] = scale[model] * wide
+
+
+def _mix(parts: Any, shares: Any, said: Any) -> None:
+    """`mixture.combine`; ``parts`` (members, 2, models) are what the members say."""
+    for model in range(said.shape[1]):
+        total = mean = 0.0
+        absent = False
+        for member in range(shares.shape[0]):
+            p = parts[member, 0, model]
+            if p == p:
+                total += shares[member]
+                mean += shares[member] * p
+            else:
+                absent = True
+        if not absent:
+            total = 1.0
+        if not total > 0.0:
+            said[0, model] = said[1, model] = math.nan
+            continue
+        mean /= total
+        wide = 0.0
+        for member in range(shares.shape[0]):
+            p, sd = parts[member, 0, model], parts[member, 1, model]
+            if p == p:
+                wide += shares[member] * (sd * sd + (p - mean) ** 2)
+        said[0, model] = mean
+        said[1, model] = math.sqrt(wide / total)
+
+
+def _calibrate(line: Any, spread: Any, margin: float, floor: float, said: Any) -> None:
+    """`Calibrator.apply`, in place."""
+    for model in range(said.shape[1]):
+        mean, wide = said[0, model], said[1, model]
+        if mean != mean:
+            said[1, model] = math.nan
+            continue
+        slope = line[model, 1]
+        inner = min(max(mean, margin), 1.0 - margin)
+        raw = math.log(inner / (1.0 - inner))
+        out = 0.5 * (1.0 + math.tanh(0.5 * (line[model, 0] + slope * raw)))
+        steep = out * (1.0 - out)
+        own = spread[model, 0, 0] + raw * (2.0 * spread[model, 0, 1] + raw * spread[model, 1, 1])
+        scaled = wide * slope * steep / (inner * (1.0 - inner))
+        said[0, model] = out
+        said[1, model] = math.sqrt(min(steep * steep * max(own, 0.0) + scaled * scaled, steep + floor))

@@ -9,6 +9,7 @@ import numpy as np
 
 from apportion.core.features import Features
 from apportion.predict.quality._arrays import Floats, pack, unpack
+from apportion.predict.quality._kernels import Kernels
 
 LIMIT = 4.0
 """Standardised marks are cut at so many standard deviations: one odd text must not decide alone."""
@@ -31,16 +32,19 @@ class View:
         self.axes = None if axes is None else np.ascontiguousarray(axes)
         self.width = len(centre) + (0 if axes is None else len(axes))
 
-    def row(self, features: Features) -> Floats | None:
+    def row(self, features: Features, kernels: Kernels | None = None) -> Floats | None:
         """One row; None when the features are not of the lengths that were fitted."""
         if len(features.lexical) != len(self.centre):
             return None
         marks = np.array(features.lexical, float)
-        np.arcsinh(marks, out=marks)  # `squash`, in place as all that follows: this is the hot path
-        np.subtract(marks, self.centre, out=marks)
-        np.divide(marks, self.scale, out=marks)
-        np.minimum(marks, LIMIT, out=marks)
-        np.maximum(marks, -LIMIT, out=marks)
+        if kernels is None:
+            np.arcsinh(marks, out=marks)  # `squash`, in place as all that follows: this is the hot path
+            np.subtract(marks, self.centre, out=marks)
+            np.divide(marks, self.scale, out=marks)
+            np.minimum(marks, LIMIT, out=marks)
+            np.maximum(marks, -LIMIT, out=marks)
+        else:
+            kernels.marks(LIMIT, self.centre, self.scale, marks)
         if self.axes is None or self.middle is None:
             return marks
         if features.vector is None or len(features.vector) != len(self.middle):
@@ -93,9 +97,9 @@ class View:
         """What `save` returned."""
         parts = [saved[name] for name in ("centre", "scale", "middle", "axes")]
         centre, scale, middle, axes = (None if part is None else unpack(part) for part in parts)
-        if centre is None or scale is None:
+        if centre is None or scale is None or centre.shape != scale.shape or centre.ndim != 1:
             raise ValueError("the saved view has no centre or scale")
-        return cls(centre, scale, middle, axes)
+        return cls(centre.astype(float, copy=False), scale.astype(float, copy=False), middle, axes)
 
 
 def squash(marks: Floats) -> Floats:

@@ -69,14 +69,12 @@ class BoostedHead(Head):
         p = [min(max(base + more, 1e-3), 1.0 - 1e-3) for base, more in zip(self._bases, added, strict=True)]
         return p, [scale * wide for scale in self._scales]
 
-    def quick(self, x: Floats, kernels: Kernels) -> Said:
+    def quick(self, x: Floats, kernels: Kernels, said: Floats) -> None:
         """As `raw`."""
         if self._widest >= len(x):
-            return self.raw(x)
-        said = np.empty((2, len(self._bases)))
+            said[:] = self.raw(x)
+            return
         kernels.trees(x, *self._walked, said)
-        p, sds = said.tolist()
-        return p, sds
 
     def learn(self, x: Floats, model: int, quality: float, weight: float) -> None:
         """The trees stay as they were fitted; calibration, outside, learns."""

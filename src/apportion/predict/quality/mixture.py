@@ -36,12 +36,15 @@ class MixtureHead(Head):
         said = [head.raw(x) for head in self.members.values()]
         return combine(said, [self.shares[name] for name in self.members])
 
-    def quick(self, x: Floats, kernels: Kernels) -> Said:
+    def quick(self, x: Floats, kernels: Kernels, said: Floats) -> None:
         """As `raw`."""
         if not self.members:
-            return nothing(self.models)
-        said = [head.quick(x, kernels) for head in self.members.values()]
-        return combine(said, [self.shares[name] for name in self.members])
+            said[:] = math.nan
+            return
+        parts = np.empty((len(self.members), *said.shape))
+        for part, head in zip(parts, self.members.values(), strict=True):
+            head.quick(x, kernels, part)
+        kernels.mix(parts, np.array([self.shares[name] for name in self.members]), said)
 
     def learn(self, x: Floats, model: int, quality: float, weight: float) -> None:
         """Trust is multiplied by exp(-error), a little is shared out, then every member learns."""

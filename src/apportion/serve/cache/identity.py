@@ -32,7 +32,7 @@ IGNORED: Final = frozenset(
     }
 )
 """Fields of a body that do not change what is answered."""
-_STATEFUL: Final = ("previous_response_id", "conversation", "background")
+_STATEFUL: Final = frozenset(("previous_response_id", "conversation", "background"))
 """With these the answer depends on what the provider remembers, or does not come with the reply."""
 _OWN_TOOLS: Final = frozenset((None, "function", "custom"))
 """Tools that the client runs; all others look at the world for themselves."""
@@ -74,7 +74,9 @@ def question(
 
     ``tenant`` is within whom answers are shared. ``variant`` is whatever else changes the answer.
     """
-    if mode == "off" or any(_said(fields.get(name)) for name in _STATEFUL):
+    if mode == "off":
+        return None
+    if not _STATEFUL.isdisjoint(fields) and any(_said(fields.get(name)) for name in _STATEFUL):
         return None
     try:
         body = {name: loads(bytes(raw)) for name, raw in fields.items() if name not in IGNORED}
