@@ -90,6 +90,55 @@ def test_the_common_case_is_the_general_one(
     )
 
 
+@given(
+    st.none() | st.integers(-(10**9), 10**17),
+    limits,
+    st.integers(0, 3000),
+    counts,
+    counts,
+    st.integers(1, 3),
+    st.tuples(*[st.integers(0, 10**7)] * 4),
+)
+def test_flat_rates_only_save_looking_for_them(
+    units: int | None,
+    tokens: int | None,
+    tokens_in: int,
+    wanted: int | None,
+    otherwise: int | None,
+    n: int,
+    rates: tuple[int, int, int, int],
+) -> None:
+    price = TokenPrice(
+        input=rates[0],
+        output=rates[1],
+        cached_input=rates[2],
+        cache_write=rates[2],
+        cache_write_1h=rates[2],
+        request=rates[3],
+    )
+
+    def found(flat: tuple[int, int, int] | None) -> tuple[object, ...] | None:
+        one = cap(
+            units,
+            tokens,
+            None,
+            price=price,
+            flat=flat,
+            machine=None,
+            total_s=600.0,
+            tokens_in=tokens_in,
+            asked=wanted,
+            otherwise=otherwise,
+            n=n,
+            generates=True,
+        )
+        # Of a request that fits as it is, with no limit on money, nobody asks what it costs.
+        most = None if one is None or units is None else one.most_units
+        return None if one is None else (one.output_tokens, one.cut_s, most, one.tokens, one.less)
+
+    assert found(price.flat_rates()) == found(None)
+
+
 def test_a_machine_is_stopped_when_its_money_is_gone() -> None:
     found = asked(10**9, None, price=None, machine=MACHINE)  # a tenth of a cent an hour... a second is 10^9
     assert found is not None

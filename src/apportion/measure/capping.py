@@ -12,6 +12,7 @@ from apportion.measure.price import MachinePrice, TokenPrice
 UNCAPPED_TOKENS: Final = 16_384
 """Output reserved in a hard dollar budget for a request that neither client nor endpoint caps."""
 
+_MOST_TOKENS: Final = 2**31 - 1
 _Number = TypeVar("_Number", int, float)
 
 
@@ -96,7 +97,7 @@ def cap(
         return Cap(None, cut_s, most, tokens_in, less)
     within: int | None = None
     if units is not None and price is not None:
-        within = price.output_tokens_within(units, tokens_in) // n
+        within = _output_within(price, flat, units, tokens_in) // n
     if tokens is not None:
         within = shorter(within, (tokens - tokens_in) // n)
     if within is None or within < 1:
@@ -106,10 +107,20 @@ def cap(
     if wanted is not None:
         less = less or within < wanted
         tokens_out = min(within, wanted)
-    if price is not None:
+    if flat is not None:
+        most = flat[0] + tokens_in * flat[1] + tokens_out * n * flat[2]
+    elif price is not None:
         most = price.most_units(tokens_in, tokens_out * n)
     changed = asked is None or tokens_out < asked
     return Cap(tokens_out if changed else None, cut_s, most, tokens_in + tokens_out * n, less)
+
+
+def _output_within(price: TokenPrice, flat: tuple[int, int, int] | None, units: int, tokens_in: int) -> int:
+    """`TokenPrice.output_tokens_within`, without finding the highest rates anew where they are ``flat``."""
+    if flat is None or not flat[2]:
+        return price.output_tokens_within(units, tokens_in)
+    left = units - flat[0] - tokens_in * flat[1]
+    return min(left // flat[2], _MOST_TOKENS) if left > 0 else 0
 
 
 def roomy(
