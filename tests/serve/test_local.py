@@ -53,7 +53,7 @@ async def engine(weights: Path) -> AsyncIterator[LocalEngine]:
 
 def post(engine: LocalEngine, path: str, body: object, key: str | None = None) -> tuple[int, bytes]:
     assert engine.address
-    client = http.client.HTTPConnection(engine.address.removeprefix("http://"), timeout=60)
+    client = http.client.HTTPConnection(engine.address.removeprefix("http://"), timeout=240)
     try:
         headers = {"Authorization": f"Bearer {engine.api_key if key is None else key}"}
         client.request("POST", path, json.dumps(body), headers | {"Content-Type": "application/json"})
@@ -78,7 +78,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-async def until(true: Callable[[], bool], within_s: float = 60.0) -> None:
+async def until(true: Callable[[], bool], within_s: float = 240.0) -> None:
     deadline = time.monotonic() + within_s
     while not true():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -128,7 +128,7 @@ async def test_nobody_else_gets_in(engine: LocalEngine) -> None:
         Path(f"/proc/{engine.pid}/cmdline").read_bytes() + Path(f"/proc/{engine.pid}/environ").read_bytes()
     )
     assert engine.api_key.encode() not in command
-    client = http.client.HTTPConnection(engine.address.removeprefix("http://"), timeout=60)
+    client = http.client.HTTPConnection(engine.address.removeprefix("http://"), timeout=240)
     client.request("GET", "/health", headers={"Origin": "http://elsewhere.example"})
     response = client.getresponse()
     assert response.getheader("Access-Control-Allow-Origin") == ""
@@ -169,12 +169,12 @@ async def test_a_killed_child_is_replaced_and_the_address_told(weights: Path) ->
 
 @pytest.mark.slow
 async def test_a_child_that_hangs_is_replaced(weights: Path) -> None:
-    settings: dict[str, Any] = {"probe_interval_s": 0.05, "hung_after_s": 1.0, "backoff_s": 0.01}
+    settings: dict[str, Any] = {"probe_interval_s": 0.05, "hung_after_s": 3.0, "backoff_s": 0.01}
     async with LocalEngine(str(weights), slots=1, context_tokens=256, **settings) as engine:
         pid = engine.pid
         assert pid
         os.kill(pid, signal.SIGSTOP)
-        await until(lambda: engine.restarts == 1)
+        await until(lambda: engine.restarts >= 1)
         assert engine.pid != pid
         assert not alive(pid)
 
@@ -239,7 +239,7 @@ async def test_the_child_does_not_outlive_a_killed_parent(weights: Path) -> None
         pid = int(line.split()[0])
         assert alive(pid)
         process.kill()
-        await until(lambda: not alive(pid), within_s=10)
+        await until(lambda: not alive(pid))
 
 
 def child(path: Path, parent_pid: int) -> subprocess.Popen[bytes]:
@@ -279,12 +279,12 @@ def test_the_child_exits_by_itself_when_its_input_ends(weights: Path) -> None:
         assert b"http://127.0.0.1:" in process.stdout.readline()
         assert process.poll() is None
         process.stdin.close()
-        assert process.wait(30) == 0
+        assert process.wait(240) == 0
 
 
 def test_a_child_whose_parent_is_already_gone_does_not_start(tmp_path: Path) -> None:
     with child(tmp_path, parent_pid=1) as process:
-        assert process.wait(30) == 0
+        assert process.wait(240) == 0
         assert process.stdout
         assert process.stdout.read() == b""
 

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from apportion.serve import control
+from servers import free_port
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 def until(true: Callable[[], Any], within_s: float = PATIENCE_S) -> Any:
@@ -30,12 +31,6 @@ def until(true: Callable[[], Any], within_s: float = PATIENCE_S) -> Any:
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 class Silent:
@@ -120,7 +115,7 @@ class Proxy:
         return (self.home / "output").read_text()
 
     def get(self, path: str) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -138,7 +133,7 @@ class Proxy:
 
     def ask(self, path: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(self.run))
-        return control.request(path, port=self.port, timeout_s=30)
+        return control.request(path, port=self.port, timeout_s=PATIENCE_S)
 
     def processes(self) -> dict[int, str]:
         """Live processes of its session."""
@@ -176,7 +171,7 @@ class Proxy:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        self.process.wait(10)
+        self.process.wait(PATIENCE_S)
         self.output.close()
 
 
@@ -331,7 +326,7 @@ def test_a_reload_keeps_what_is_spent_and_applies_limits(
         }
 
     def ask(name: str) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=PATIENCE_S)
         body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 2000}]})
         headers = {"content-type": "application/json", "authorization": f"Bearer secret of {name}"}
         try:
@@ -342,7 +337,7 @@ def test_a_reload_keeps_what_is_spent_and_applies_limits(
 
     proxy = start(file("alice")).ready()
     answers = [ask("alice")]
-    until(lambda: answers.append(ask("alice")) or answers[-12:] == [402] * 12)
+    until(lambda: answers.append(ask("alice")) or answers[-24:] == [402] * 24)  # every worker has been met
     assert len([status for status in answers if status != 402]) == workers, answers
     proxy.write(file("alice", "bob"))
     assert proxy.ask("/reload", monkeypatch) == {"ok": True, "changes": ["key bob added"]}
@@ -361,9 +356,11 @@ def test_a_reload_keeps_what_is_spent_and_applies_limits(
 def test_requests_under_way_survive_a_reload_and_the_end(
     start: Callable[..., Proxy], silent: Silent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proxy = start(configuration(1, "a", upstream_port=silent.port)).ready()
+    proxy = start(configuration(1, "a", upstream_port=silent.port, drain=300.0)).ready()
     answers = asking(proxy, 1)
     until(lambda: silent.taken)
+    silent.taken[0].settimeout(PATIENCE_S)
+    assert silent.taken[0].recv(1)
     proxy.write(configuration(1, "b"))
     assert proxy.ask("/reload", monkeypatch)["ok"]
     proxy.process.terminate()
@@ -390,7 +387,7 @@ def asking(proxy: Proxy, count: int) -> list[tuple[int, bytes]]:
     answers: list[tuple[int, bytes]] = []
 
     def one() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=600)
         body = json.dumps({"model": "a", "messages": [{"role": "user", "content": "x"}]})
         try:
             connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
@@ -455,7 +452,7 @@ def test_a_killed_supervisor_takes_its_workers_along(start: Callable[..., Proxy]
     """And what it could not remove stands in nobody's way."""
     proxy = start(configuration(2)).ready()
     proxy.process.kill()
-    proxy.process.wait(10)
+    proxy.process.wait(PATIENCE_S)
     until(lambda: not proxy.processes())
     again = start(configuration(2), port=proxy.port).ready()
     again.process.terminate()

@@ -42,6 +42,7 @@ from apportion.serve import tracing, transcript
 from apportion.serve.config.schema import Log, Otel
 from apportion.serve.spans import Spans
 from apportion.serve.told import Begin, Told, Try
+from servers import free_port
 
 Json = dict[str, Any]
 
@@ -584,7 +585,7 @@ class Collector(Http):
         handler.end_headers()
         handler.wfile.write(content)
 
-    def of(self, request_id: str, within_s: float = 30.0) -> list[tuple[Json, trace_pb2.Span]]:
+    def of(self, request_id: str, within_s: float = 120.0) -> list[tuple[Json, trace_pb2.Span]]:
         """The spans of one request, its own first, the attempts in order; waits for them."""
         with self.arrived:
             if not self.arrived.wait_for(lambda: self._of(request_id), within_s):
@@ -679,7 +680,7 @@ class Proxy:
             "retries": {"attempts": 2, "backoff_s": 0.01},
         }
         config = {
-            "listen": {"port": 0, "workers": workers, "drain_s": 5},
+            "listen": {"port": 0, "workers": workers, "drain_s": 60},
             "keys": [{"name": "alice", "secret": "${KEY_ALICE}", "tags": {"team": "red"}}],
             "endpoints": {name: endpoint(name) for name in names},
             "models": models,
@@ -687,9 +688,7 @@ class Proxy:
         }
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "apportion.yaml").write_text(yaml.safe_dump(config))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = directory / "log"
         command = [
@@ -715,10 +714,10 @@ class Proxy:
                     **env,
                 },
             )
-        until_s = time.monotonic() + 60
+        until_s = time.monotonic() + 120
         while True:
             try:
-                with urllib.request.urlopen(f"{self.url}/health/ready", timeout=5):
+                with urllib.request.urlopen(f"{self.url}/health/ready", timeout=120):
                     return
             except OSError:
                 if time.monotonic() > until_s or self.process.poll() is not None:
@@ -747,11 +746,11 @@ class Proxy:
                 return error.code, error.headers["x-request-id"], error.read()
 
     def metric(self, name: str) -> float:
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=120) as answer:
             lines = answer.read().decode().splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
-    def stop(self, within_s: float = 60.0) -> None:
+    def stop(self, within_s: float = 120.0) -> None:
         """SIGTERM; it ends well, and nothing may be left."""
         self.process.send_signal(signal.SIGTERM)
         try:
@@ -827,10 +826,12 @@ def test_a_request_reaches_the_collector(proxy: Proxy, collector: Collector, ups
 
 
 def test_a_stream_tells_its_first_chunk(proxy: Proxy, collector: Collector) -> None:
+    begun_s = time.monotonic()
     _, id, _ = proxy.ask("good", stream=True)
+    took_s = time.monotonic() - begun_s
     (_, _), (_, client) = collector.of(id)
     said = attributes(client)
-    assert 0 < said["gen_ai.response.time_to_first_chunk"] < 10
+    assert 0 < said["gen_ai.response.time_to_first_chunk"] < took_s
     assert said["gen_ai.request.stream"] is True
     assert said["gen_ai.usage.output_tokens"] == 7
 
@@ -875,7 +876,9 @@ def test_a_client_that_goes_away(proxy: Proxy, collector: Collector) -> None:
         raw.sendall((head + body).encode())
         received = b""
         while ANSWERED[5:].encode() not in received:
-            received += raw.recv(65536)
+            more = raw.recv(65536)
+            assert more, received
+            received += more
     id = received.partition(b"x-request-id: ")[2].partition(b"\r\n")[0].decode()
     (_, server), (_, client) = collector.of(id)
     assert attributes(server)["error.type"] == attributes(client)["error.type"] == "cancelled"
