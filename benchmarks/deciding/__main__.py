@@ -4,7 +4,8 @@ One client, one request at a time, an upstream that answers at once, all on one 
 proxy itself says in `x-apportion-overhead-ms` (from the request's last byte to the answer's first, waiting for the
 upstream and its queue left out). Prompts are generated, each asked once, so that no cache has them. With `--realtime`
 (root, Linux) client, upstream and proxy go before all other programs of the machine, so that the tail is the proxy's;
-`--baseline CHECKOUT` measures the proxy of another version in turn with this one, part by part.
+`--baseline CHECKOUT` measures the proxy of another version in turn with this one, part by part. Where quality is
+predicted, a proxy that finds no numba is measured, too, beside one more.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from benchmarks.gateway.__main__ import RESULTS, origin
 
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "deciding.md"
 AIM_MS = 0.3
-NOW, BEFORE, MACHINE = "now", "before", "machine"
+NOW, BEFORE, ARRAYS, MACHINE = "now", "before", "arrays", "machine"
 SUBJECTS = ["bees", "tax", "sorting", "Rome", "enzymes", "rain", "loans", "chess", "primes", "paint"]
 VERBS = [
     "Explain",
@@ -153,7 +154,9 @@ async def measure(
     async with AsyncExitStack() as stack:
         stack.push_async_callback(server.drain, 0.1)
         urls = {
-            name: stack.enter_context(serving(level, upstream, directory / name, source))
+            name: stack.enter_context(
+                serving(level, upstream, directory / name, source, numba=name != ARRAYS)
+            )
             for name, source in sources.items()
         }
         async with httpx.AsyncClient(trust_env=False, timeout=30.0) as client:
@@ -172,9 +175,9 @@ async def measure(
 
 @contextmanager
 def serving(
-    level: str, upstream: int, directory: Path, source: Path | None
+    level: str, upstream: int, directory: Path, source: Path | None, *, numba: bool
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A proxy of the version in ``source``, with its address."""
+    """A proxy of the version in ``source``, with its address; not ``numba``: one that does not find it."""
     directory.mkdir()
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -182,8 +185,15 @@ def serving(
     file = directory / "apportion.yaml"
     file.write_text(yaml.safe_dump(configuration(level, upstream, directory)))
     environment = {**os.environ, "XDG_STATE_HOME": str(directory / "state")}
-    if source is not None:
-        environment["PYTHONPATH"] = str((source / "src").absolute())
+    first = [] if source is None else [str((source / "src").absolute())]
+    if not numba:
+        hidden = directory / "hidden"
+        hidden.mkdir()
+        (hidden / "numba.py").write_text("raise ImportError\n")
+        first.append(str(hidden))
+    if first:
+        given = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join(first + ([given] if given else []))
     command = [sys.executable, "-m", "apportion.cli", "serve", "--config", str(file), "--port", str(port)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
@@ -242,9 +252,11 @@ def page(results: dict[str, Any]) -> str:
     levels = results["levels"]
     least = levels["plain"][NOW]["p50_ms"]
     for level, rows in levels.items():
-        for name in (NOW, BEFORE):
+        for name in (NOW, ARRAYS, BEFORE):
             if name in rows:
-                said = LEVELS[level] if name == NOW else "- the same before this version"
+                said = {NOW: LEVELS[level], ARRAYS: "- the same without numba", BEFORE: "- the same before"}[
+                    name
+                ]
                 lines.append(f"| {said} | {_cells(rows[name])} | {rows[name]['p50_ms'] / least:.1f} |")
         lines.append(f"| - a fixed computation beside it | {_cells(rows[MACHINE])} | |")
     origin = results["origin"]
@@ -271,22 +283,25 @@ def page(results: dict[str, Any]) -> str:
         before = levels["decided"][BEFORE]
         gone = [f"{before[p] / decided[p]:.2f} ({p[:3]})" for p in ("p50_ms", "p99_ms")]
         lines.append(
-            "Both versions ran side by side and were asked in turn; the second row became quicker by a factor of "
-            f"{' and '.join(gone)}."
+            f"Both versions ran side by side and were asked in turn; the second row became quicker than before "
+            f"({results['before']}) by a factor of {' and '.join(gone)}."
         )
     lines += [
         "",
         "Where the time of the second row goes and where its tail comes from:",
         "",
-        "- Two thirds of what it takes beyond the first row are the prediction (three predictors of three models) "
-        "and reading the text. Between requests caches go cold, so that both take two to three times what the same "
-        "code takes in a loop.",
-        "- Neighbours are found in arrays of over 500 numbers, for which numpy lets other threads run; those of the "
-        "books and the log may then keep the interpreter for half a millisecond (a tenth of the requests met that). "
-        "`apportion fit quality --method linear` makes a predictor without neighbours.",
+        "- Of what it takes beyond the first row a quarter is reading the text, a quarter the prediction (neighbours, "
+        "a line and trees for three models), a sixth the exact cache; the rest are lengths, the policy and the queue. "
+        "Between requests caches go cold, the more the more runs beside it: all of it takes two to four times what the "
+        "same code takes in a loop.",
+        "- The prediction is compiled where numba is installed (`pip install apportion[simulate]`; before the proxy is "
+        "ready, and kept for the next start). In arrays it takes more than twice as long, and for arrays of over 500 "
+        "numbers numpy lets other threads run: those of the books and the log may then keep the interpreter for half "
+        "a millisecond.",
+        "- Settling some requests (0.2 ms each) comes a few milliseconds after their answers; a request that arrives "
+        "right behind it finds the caches full of other things, and the books' thread at work.",
         "- Once in some 500 requests the collector of the interpreter looks at what is new (milliseconds); that is "
         "beyond the 99th percentile.",
-        "- Settling, books and log come after the answer; a request that has just arrived goes before them.",
     ]
     if "encoder" in levels:
         lines += [
@@ -295,6 +310,12 @@ def page(results: dict[str, Any]) -> str:
             "`text.wait_s` bounds it, and what comes too late is there for the next.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _commit(checkout: Path) -> str:
+    """What of the history a checkout holds."""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _cells(row: dict[str, float]) -> str:
@@ -333,6 +354,9 @@ def main() -> int:
             if arguments.realtime:  # the proxies inherit it; fitting needs no such haste
                 os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(10))
             levels[level] = asyncio.run(measure(level, requests, directory, sources))
+            if level == "decided":  # as many side by side, that the caches are as cold
+                pair = {ARRAYS: None, "beside": None} if len(sources) > 1 else {ARRAYS: None}
+                levels[level][ARRAYS] = asyncio.run(measure(level, requests, directory, pair))[ARRAYS]
             if arguments.realtime:
                 os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
             print(level, json.dumps(levels[level]), flush=True)
@@ -341,6 +365,7 @@ def main() -> int:
         "command": f"python -m benchmarks.deciding{' --realtime' if arguments.realtime else ''}",
         "realtime": arguments.realtime,
         "load": os.getloadavg()[0],
+        "before": None if arguments.baseline is None else _commit(arguments.baseline),
         "levels": levels,
     }
     if arguments.only is None:

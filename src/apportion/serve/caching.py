@@ -55,10 +55,10 @@ def load(group: Group) -> float:
 
 def endpoints(job: Job) -> frozenset[str] | None:
     """The endpoints whose answers the key may have; None for all of them."""
-    access = job.runtime.access(job.key)
-    required = access.require | frozenset(job.call.constraints.require or ())
-    if access.endpoints is None and not required:
+    access, asked = job.runtime.access(job.key), job.call.constraints.require
+    if access.endpoints is None and not access.require and not asked:
         return None
+    required = access.require | frozenset(asked or ())
     return frozenset(
         route.endpoint.name
         for route in job.group.routes
