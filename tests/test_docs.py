@@ -46,7 +46,7 @@ CONFIGURATIONS = [(page, block) for page, block in named("yaml") if block.starts
 
 def test_generated_pages_are_up_to_date() -> None:
     command = [sys.executable, "-m", "tools.reference", "--check"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert run.returncode == 0, run.stderr
 
 

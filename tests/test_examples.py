@@ -39,7 +39,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert found is not None, line + (process.stderr.read() if process.poll() is not None else "")
         yield found[0]
         process.terminate()
-        process.wait(timeout=240)
+        process.wait(timeout=600)
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
@@ -49,7 +49,7 @@ def test_prints_what_is_written_beside_it(url: str, program: Path) -> None:
         [sys.executable, str(program)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
         env={**environment, "APPORTION_URL": url, "NO_PROXY": "*"},
     )
@@ -64,7 +64,7 @@ def test_is_valid_and_shows_no_secret(file: Path) -> None:
         [sys.executable, "-m", "apportion.cli", "check", str(file), "--json"],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
         env={**os.environ, **environ},
     )

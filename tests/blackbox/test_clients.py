@@ -569,7 +569,7 @@ def test_litellm_as_a_client(gateway: Gateway) -> None:
         [sys.executable, "-c", LITELLM, gateway.url, SECRETS["KEY_ALICE"]],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"},
         check=False,
     )
@@ -589,7 +589,7 @@ class TestCurl:
             ["curl", "-sS", "-N", "--max-time", "20", "--noproxy", "*", f"{gateway.url}{path}", *args],
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
             check=False,
         )
         assert run.returncode == 0, run.stderr
@@ -622,7 +622,7 @@ class TestCurl:
             input=body,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
             check=False,
         )
         assert json.loads(run.stdout)["choices"][0]["message"]["content"] == WHOLE

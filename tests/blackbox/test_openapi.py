@@ -91,6 +91,6 @@ def schemathesis(gateway: Gateway, tmp_path: Path, key: str, *options: str) -> N
     ]
     env = {**os.environ, "HOME": str(tmp_path), "NO_PROXY": "*"}
     run = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path, env=env
+        command, capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path, env=env
     )
     assert run.returncode == 0, (run.stdout + run.stderr)[-6000:]

@@ -312,7 +312,7 @@ class TestStart:
             "0",
             *args,
         ]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
     @pytest.mark.parametrize(
         ("text", "words"),

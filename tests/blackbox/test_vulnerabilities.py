@@ -41,7 +41,7 @@ def command(gateway: Gateway, *arguments: str, status: int = 0) -> str:
         cwd=gateway.directory,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == status, done.stderr

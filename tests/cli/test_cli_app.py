@@ -33,7 +33,7 @@ def test_help_lists_every_command_and_imports_none() -> None:
         "import json; print(json.dumps(sorted(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600
     )
     text, _, modules = done.stdout.rstrip().rpartition("\n")
     loaded = json.loads(modules)
@@ -67,7 +67,7 @@ def test_errors_are_messages_without_colour_when_piped() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 1
     assert "no-such.yaml: cannot be read: no such file" in done.stderr

@@ -156,7 +156,7 @@ def test_an_interrupt_leaves_nothing_running(tmp_path: Path) -> None:
         while len(list(began.iterdir())) < 2 and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=240)
+        out, error = process.communicate(timeout=600)
     assert out == "stopped\n", error
     for worker in began.iterdir():
         with pytest.raises(ProcessLookupError):
