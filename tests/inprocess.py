@@ -146,7 +146,7 @@ async def proxy(directory: Path, config: str, upstream: Upstream) -> AsyncIterat
     worker = await Worker.open(configured, all_prices(configured), index=0, workers=1, directory=directory)
     _, port = await worker.start("127.0.0.1", 0, reuse_port=False)
     try:
-        async with httpx.AsyncClient(timeout=30.0, trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=120.0, trust_env=False) as client:
             yield Proxy(worker, port, client)
     finally:
         await worker.drain(1.0)

@@ -620,7 +620,7 @@ class TestDatabase:
     ) -> None:
         monkeypatch.setattr(admin, "_WAITING", 4)
         answers = threading.Event()
-        monkeypatch.setattr(proxy.gateway.admin.people, "all_keys", lambda: answers.wait(30) and [])
+        monkeypatch.setattr(proxy.gateway.admin.people, "all_keys", lambda: answers.wait(240) and [])
         waiting = [asyncio.create_task(proxy.ask("GET", "/apportion/keys")) for _ in range(4)]
         while proxy.gateway.admin._waiting < 4:
             await asyncio.sleep(0.01)

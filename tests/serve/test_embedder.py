@@ -31,7 +31,7 @@ class Gate(Encoder):
         self.threads.add(threading.current_thread().name)
         self.batches.append(list(texts))
         self.began.set()
-        assert self.gate.wait(20)
+        assert self.gate.wait(120)
         if self.broken:
             raise ValueError("broken")
         return [(float(len(text)), 1.0) for text in texts]
@@ -50,7 +50,7 @@ async def embedder(encoder: Encoder, **settings: Any) -> AsyncIterator[Embedder]
 
 async def until(encoder: Gate) -> None:
     """Until the thread is at work."""
-    assert await asyncio.to_thread(encoder.began.wait, 20)
+    assert await asyncio.to_thread(encoder.began.wait, 120)
 
 
 async def test_a_text_is_encoded_once_and_found_again() -> None:
@@ -187,5 +187,5 @@ def test_a_loop_that_ends_without_closing_it_does_not_hang() -> None:
     encoder.gate.set()
     for thread in threading.enumerate():
         if thread.name == "apportion-embedder":
-            thread.join(5)
+            thread.join(120)
             assert not thread.is_alive()

@@ -20,7 +20,7 @@ from apportion.core.state import State
 from apportion.measure.decision_log import read
 from apportion.measure.metrics import Registry
 from apportion.measure.usage import Usage
-from apportion.serve import errors
+from apportion.serve import decision_log, errors, lessons
 from apportion.serve.checks.schemas import CheckError
 from apportion.serve.config.schema import Key
 from apportion.serve.decision_log import DecisionLog
@@ -33,6 +33,12 @@ from apportion.serve.tracing import MAX_CONTENT_BYTES
 from apportion.serve.verdicts import Verdict
 
 TURN = "please explain the tides of the sea to me"
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decision_log, "_PATIENCE_S", 120.0)
+    monkeypatch.setattr(lessons, "_RECALL_S", 120.0)
 
 
 def settings(*checks: dict[str, Any], judge: Any = None, retry_s: float = 0.0, wait_s: float = 0.0) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from apportion.measure.decision_log import Row, read
-from apportion.serve import inside
+from apportion.serve import decision_log, inside
 from apportion.serve.config.pricing import all_prices
 from apportion.serve.config.reader import loads
 from apportion.serve.worker import Worker
@@ -39,6 +39,11 @@ models:
 """
 
 CONNECTIONS: list[asyncio.StreamWriter] = []
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decision_log, "_PATIENCE_S", 120.0)
 
 
 async def upstream(answer: Callable[[dict[str, Any]], str]) -> asyncio.Server:

@@ -324,7 +324,7 @@ async def test_pipelined_and_chunked_requests_are_read(server: ReplayServer) -> 
     writer.write(
         chunked % (path, b"", len(body), body) + chunked % (path, b"Connection: close\r\n", len(body), body)
     )
-    said = await asyncio.wait_for(reader.read(), 10)
+    said = await asyncio.wait_for(reader.read(), 60)
     writer.close()
     await writer.wait_closed()
     assert said.count(b'{"ok":true}') == 2
@@ -335,7 +335,7 @@ async def test_what_is_not_http_is_refused(server: ReplayServer) -> None:
     for nonsense in (b"\x16\x03\x01 hello\r\n\r\n", b"GET / HTTP/1.1\r\nA: " + b"x" * 70_000):
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(nonsense)
-        assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 400 ")
+        assert (await asyncio.wait_for(reader.read(), 60)).startswith(b"HTTP/1.1 400 ")
         writer.close()
         await writer.wait_closed()
 
@@ -347,8 +347,8 @@ async def test_stop_drops_running_streams() -> None:
     host, port = server.address.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}" % CHAT.encode())
-    await asyncio.wait_for(reader.readuntil(b"data: 1\n\n"), 10)
-    await asyncio.wait_for(server.stop(), 10)
-    assert b"0\r\n\r\n" not in await asyncio.wait_for(reader.read(), 10)
+    await asyncio.wait_for(reader.readuntil(b"data: 1\n\n"), 60)
+    await asyncio.wait_for(server.stop(), 60)
+    assert b"0\r\n\r\n" not in await asyncio.wait_for(reader.read(), 60)
     writer.close()
     await writer.wait_closed()

@@ -49,7 +49,7 @@ CONFIG = """
 endpoints:
   small: {kind: openai, base_url: UPSTREAM, model: s, price: {input_usd_per_mtok: 1, output_usd_per_mtok: 2}}
   large: {kind: openai, base_url: UPSTREAM, model: l, price: {input_usd_per_mtok: 100, output_usd_per_mtok: 200}}
-text: {encoder: minilm, wait_s: 5s}
+text: {encoder: minilm, wait_s: 60s}
 models:
   m:
     endpoints: [{endpoint: small, quality: 0.3}, {endpoint: large, quality: 0.9}]
@@ -152,7 +152,7 @@ REPLAYING = CONFIG.replace("worth_usd: %s", "worth_usd: 100").replace(
 async def _until(p: Proxy, met: Callable[[], bool]) -> None:
     """Let what runs in the background run until ``met``."""
     gateway = p.worker.gateway
-    async with asyncio.timeout(20.0):
+    async with asyncio.timeout(120.0):
         while not met():
             gateway.settlements.flush()
             assert gateway.lessons is not None
@@ -207,6 +207,7 @@ async def test_nothing_is_asked_again_while_the_teacher_works_or_money_is_short(
         large.in_flight += 1
         for kind in ("white", "rye", "brown"):
             await p.ask(f"how do I bake {kind} bread at home")
+            gateway.settlements.flush()  # who asks next finds it as an example, and wants it
         await _until(p, lambda: len(_examples(p)) == 3 and all(held.quality == 0.0 for held in _examples(p)))
         gateway.replays.tick([group], time.time())
         assert not gateway.replays._running

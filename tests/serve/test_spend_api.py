@@ -49,8 +49,8 @@ async def get(api: SpendApi, query: str, key: Key = ADMIN) -> dict[str, Any]:
     return body
 
 
-def over(engine: sa.Engine, **options: Any) -> SpendApi:
-    api = SpendApi(**options)
+def over(engine: sa.Engine, patience_s: float = 120.0) -> SpendApi:
+    api = SpendApi(patience_s=patience_s)
     api.engine = engine
     return api
 

@@ -145,7 +145,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.sent_bytes[path] += half
         if big:
             self.wfile.flush()
-            self.server.hold.wait(30)
+            self.server.hold.wait(240)
         self.wfile.write(body[half:])
         self.server.sent_bytes[path] += len(body) - half
 

@@ -31,7 +31,7 @@ class Worker:
 
     def __init__(self, url: str) -> None:
         self.shared = RedisShared(
-            url, timeout_s=2.0, told=lambda kept, gone: self.cache.sync(kept, gone, NOW)
+            url, timeout_s=60.0, told=lambda kept, gone: self.cache.sync(kept, gone, NOW)
         )
         self.cache = AnswerCache(
             Cache(enabled=True, semantic=True), oldest, vector=letters, shared=self.shared
