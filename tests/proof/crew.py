@@ -18,7 +18,7 @@ import pytest
 
 from .worker import Plan, main
 
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 
 _fork = multiprocessing.get_context("forkserver")
 _fork.set_forkserver_preload(

@@ -13,10 +13,9 @@ from servers import Postgres, Redis
 
 from .audit import Books, audit
 from .crew import Crew
-from .test_crashes import BUDGETS
+from .test_crashes import BUDGETS, SPENT
 from .worker import Plan
 
-SPENT = tuple(budget for budget in BUDGETS if budget.resource != "parallel")
 Event = Callable[[Crew], object]
 
 

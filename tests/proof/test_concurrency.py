@@ -44,7 +44,7 @@ async def _ledgers(plan: Plan, count: int) -> Counter[str]:
     ledgers = await asyncio.gather(*(Ledger.open(plan.bank(), settings, rng=rng) for _ in range(count)))
     workers = [Worker(plan, ledger, random.Random(i)) for i, ledger in enumerate(ledgers)]
     counts = await asyncio.gather(*(worker.run() for worker in workers))
-    assert all(await asyncio.gather(*(ledger.close(60.0) for ledger in ledgers)))
+    assert all(await asyncio.gather(*(ledger.close(240.0) for ledger in ledgers)))
     return sum(counts, Counter())
 
 

@@ -20,8 +20,10 @@ from blackbox.proxy import Gateway
 from blackbox.shapes import Want
 from blackbox.upstream import Upstream, new_marker
 from blackbox.wire import Broken
+from servers import free_port
 
 from .audit import entries_of
+from .crew import PATIENCE_S
 
 USD_PER_TOKEN_IN, USD_PER_TOKEN_OUT = Decimal("0.00001"), Decimal("0.001")
 PRICE = {"input_usd_per_mtok": 10.0, "output_usd_per_mtok": 1000.0}
@@ -39,7 +41,7 @@ def upstream() -> Iterator[Upstream]:
 
 def config(upstream: Upstream, ledger: Json) -> Json:
     return {
-        "listen": {"drain_s": 5},
+        "listen": {"drain_s": 120},
         "ledger": ledger,
         "keys": [
             {"name": "alice", "secret": "${KEY_ALICE}", "budget": {"usd": 10_000, "window": "1d"}},
@@ -99,6 +101,13 @@ class Clients:
                 self.statuses[0] += 1  # the proxy is dead
                 await asyncio.sleep(0.02)
 
+    async def answered(self, more: int) -> None:
+        """Until so many more were answered."""
+        wanted = self.statuses[200] + more
+        async with asyncio.timeout(PATIENCE_S):
+            while self.statuses[200] < wanted:
+                await asyncio.sleep(0.02)
+
 
 async def disaster(gateway: Gateway, rng: random.Random) -> None:
     """SIGKILL to one worker, whose place the supervisor fills, or to all of the proxy, which is started anew."""
@@ -114,16 +123,19 @@ async def disaster(gateway: Gateway, rng: random.Random) -> None:
 
 async def prove(directory: Path, upstream: Upstream, ledger: Json, disasters: int, seed: int) -> None:
     rng = random.Random(seed)
-    gateway = Gateway(directory, config(upstream, ledger), "--workers", "2").start()
+    gateway = Gateway(directory, config(upstream, ledger), "--workers", "2")
+    gateway.port = free_port()  # nobody takes it while the proxy is dead
+    gateway.start()
     clients = Clients(gateway, upstream, rng)
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(CLIENTS):
                 group.create_task(clients.one())
             for _ in range(disasters):
+                await clients.answered(20)
                 await asyncio.sleep(rng.uniform(0.3, 0.8))
                 await disaster(gateway, rng)
-            await asyncio.sleep(0.5)
+            await clients.answered(20)
             clients.stopping = True
     finally:
         clients.stopping = True

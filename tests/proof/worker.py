@@ -222,7 +222,7 @@ async def work(plan: Plan, seed: int, boss: Connection) -> None:
     boss.send("ready")
     asyncio.get_running_loop().add_reader(boss.fileno(), worker.stopping.set)
     counts = await worker.run()
-    counts["clean"] = int(await ledger.close(30.0))
+    counts["clean"] = int(await ledger.close(240.0))
     boss.send(counts)
 
 
