@@ -5,7 +5,8 @@ proxy itself says in `x-apportion-overhead-ms` (from the request's last byte to 
 upstream and its queue left out). Prompts are generated, each asked once, so that no cache has them. With `--realtime`
 (root, Linux) client, upstream and proxy go before all other programs of the machine, so that the tail is the proxy's;
 `--baseline CHECKOUT` measures the proxy of another version in turn with this one, part by part. Where quality is
-predicted, a proxy that finds no numba is measured, too, beside one more.
+predicted, so is one that finds no numba. These run side by side and are asked in turn, each with colder caches than
+one that has the machine for itself, which is measured first.
 """
 
 from __future__ import annotations
@@ -39,7 +40,14 @@ from benchmarks.gateway.__main__ import RESULTS, origin
 
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "deciding.md"
 AIM_MS = 0.3
-NOW, BEFORE, ARRAYS, MACHINE = "now", "before", "arrays", "machine"
+NOW, MACHINE, OLD = "now", "machine", "before_alone"
+TURN, ARRAYS, BEFORE = "in_turn", "arrays", "before"
+BESIDE = {
+    OLD: "- before",
+    TURN: "- in turn with those below: the same",
+    ARRAYS: "- in turn: without numba",
+    BEFORE: "- in turn: before",
+}
 SUBJECTS = ["bees", "tax", "sorting", "Rome", "enzymes", "rain", "loans", "chess", "primes", "paint"]
 VERBS = [
     "Explain",
@@ -252,13 +260,9 @@ def page(results: dict[str, Any]) -> str:
     levels = results["levels"]
     least = levels["plain"][NOW]["p50_ms"]
     for level, rows in levels.items():
-        for name in (NOW, ARRAYS, BEFORE):
-            if name in rows:
-                said = {NOW: LEVELS[level], ARRAYS: "- the same without numba", BEFORE: "- the same before"}[
-                    name
-                ]
-                lines.append(f"| {said} | {_cells(rows[name])} | {rows[name]['p50_ms'] / least:.1f} |")
+        lines.append(f"| {LEVELS[level]} | {_cells(rows[NOW])} | {rows[NOW]['p50_ms'] / least:.1f} |")
         lines.append(f"| - a fixed computation beside it | {_cells(rows[MACHINE])} | |")
+        lines += [f"| {said} | {_cells(rows[name])} | |" for name, said in BESIDE.items() if name in rows]
     origin = results["origin"]
     where = f"{origin['machine']['cpus']} shared cores of {origin['machine']['cpu']}"
     first = (
@@ -279,13 +283,29 @@ def page(results: dict[str, Any]) -> str:
         "price-only row (the best possible of this proxy: it decides by nothing but prices and books) has "
         f"{levels['plain'][NOW]['p99_ms']:.2f} ms.",
     ]
-    if BEFORE in levels["decided"]:
-        before = levels["decided"][BEFORE]
-        gone = [f"{before[p] / decided[p]:.2f} ({p[:3]})" for p in ("p50_ms", "p99_ms")]
-        lines.append(
-            f"Both versions ran side by side and were asked in turn; the second row became quicker than before "
-            f"({results['before']}) by a factor of {' and '.join(gone)}."
+    gone = {
+        name: " and ".join(
+            f"{levels['decided'][name][p] / levels['decided'][TURN][p]:.2f} ({p[:3]})"
+            for p in ("p50_ms", "p99_ms")
         )
+        for name in (ARRAYS, BEFORE)
+        if name in levels["decided"]
+    }
+    lines += [
+        "",
+        'Rows "in turn" ran side by side: whatever else the machine did fell on all of them, and each found the caches '
+        "full of the others. There the second row took "
+        + ", ".join(
+            f"{said} {gone[name]} times as long"
+            for name, said in ((ARRAYS, "without numba"), (BEFORE, f"before ({results['before']})"))
+            if name in gone
+        )
+        + ".",
+    ]
+    if OLD in levels["decided"]:
+        old = levels["decided"][OLD]
+        times = " and ".join(f"{old[p] / decided[p]:.2f} ({p[:3]})" for p in ("p50_ms", "p99_ms"))
+        lines.append(f"Alone it took before {times} times as long.")
     lines += [
         "",
         "Where the time of the second row goes and where its tail comes from:",
@@ -330,9 +350,7 @@ def main() -> int:
     parser.add_argument("--realtime", action="store_true", help="go before other programs (root, Linux)")
     parser.add_argument("--baseline", type=Path, metavar="CHECKOUT", help="also measure the version there")
     arguments = parser.parse_args()
-    sources: dict[str, Path | None] = {NOW: None}
-    if arguments.baseline is not None:
-        sources[BEFORE] = arguments.baseline
+    beside: dict[str, Path | None] = {} if arguments.baseline is None else {BEFORE: arguments.baseline}
     levels: dict[str, Any] = {}
     for level in arguments.only or LEVELS:
         with tempfile.TemporaryDirectory() as name:
@@ -353,10 +371,14 @@ def main() -> int:
             requests = arguments.requests if level != "encoder" else arguments.requests // 10
             if arguments.realtime:  # the proxies inherit it; fitting needs no such haste
                 os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(10))
-            levels[level] = asyncio.run(measure(level, requests, directory, sources))
-            if level == "decided":  # as many side by side, that the caches are as cold
-                pair = {ARRAYS: None, "beside": None} if len(sources) > 1 else {ARRAYS: None}
-                levels[level][ARRAYS] = asyncio.run(measure(level, requests, directory, pair))[ARRAYS]
+            levels[level] = asyncio.run(measure(level, requests, directory, {NOW: None}))
+            if arguments.baseline is not None:
+                old = {OLD: arguments.baseline}
+                levels[level][OLD] = asyncio.run(measure(level, requests, directory, old))[OLD]
+            others = {**({ARRAYS: None} if level == "decided" else {}), **beside}
+            if others:
+                in_turn = asyncio.run(measure(level, requests, directory, {TURN: None, **others}))
+                levels[level] |= {name: row for name, row in in_turn.items() if name != MACHINE}
             if arguments.realtime:
                 os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
             print(level, json.dumps(levels[level]), flush=True)
