@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,19 @@ def test_without_numba_a_predictor_goes_on_in_arrays(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(_base, "kernels", lambda: None)
     plain.prepare()
     assert plain.predict(seen, MODELS) == said
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no locator available"), TypeError("no such option")])
+def test_where_numba_cannot_compile_there_are_no_loops(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def njit(*given: object, **named: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("numba.njit", njit)
+    assert kernels.__wrapped__() is None
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert kernels.__wrapped__() is None
 
 
 def test_a_row_of_another_length_is_no_way_out_of_the_arrays(loops: Kernels) -> None:
