@@ -172,3 +172,20 @@ def test_accounts_that_nobody_has_spent_of_are_looked_at(books: Record) -> None:
         "Account 'ever@user:idle' has spent 7 units, its entries 0.",
         "Account 'ever@user:idle' has spent in its window 7 units, its entries 0.",
     ]
+
+
+def test_a_correction_of_nothing_in_a_later_window_from_which_the_clock_was_put_back(books: Record) -> None:
+    """It opens the window for the entries, and not for the account: neither is asked about the one before."""
+    minute = Budget("minute", "tokens", 50, window_s=60.0, scope="user", hard=False)
+    teller = Teller(books.database, "one", [minute])
+    entry = teller.reserve(tokens=53)
+    assert entry is not None
+    teller.say()
+    books.clock.now += 80.0
+    books.database.sweep()
+    books.clock.now += 60.0
+    teller.settle(entry, tokens=53)
+    teller.recovered()
+    assert books.kinds(entry.reservation) == [RESERVE, PRESUME, CORRECT]
+    books.clock.now -= 7200.0
+    books.right()

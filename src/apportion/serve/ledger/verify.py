@@ -38,6 +38,7 @@ class Kept(NamedTuple):
     again: Account
     base_us: int
     at_us: int
+    """When the later of the two has last changed."""
     resource: str
 
 
@@ -196,7 +197,9 @@ def _charge(kept: dict[str, Kept], at_us: int, rows: Iterator[Row[Any]]) -> None
                 resource = kept[name].resource
                 spent[name] += whole(getattr(row, f"{resource}_high"), getattr(row, f"{resource}_low"))
     for name, units in spent.items():
-        kept[name].again.move(spent=max(units, -kept[name].again.spent_units), now=at_us / US)
+        again = kept[name].again
+        again.move(spent=max(units, -again.spent_units), now=at_us / US)
+        kept[name] = kept[name]._replace(at_us=max(kept[name].at_us, at_us))
 
 
 def _compare(kept: Any, now_us: int) -> Iterator[str]:
