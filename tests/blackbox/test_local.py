@@ -177,7 +177,7 @@ async def test_the_engine_is_restarted_after_a_crash(gateway: Gateway) -> None:
     assert len(engine) == 1, "one engine, whatever the number of workers"
     os.kill(engine[0], signal.SIGKILL)
     statuses = []
-    for _ in range(300):
+    for _ in range(1200):
         response = await gateway.post(CHAT, CHAT.request("smollm", "Hi", max_tokens=4))
         statuses.append(response.status)
         if response.status == 200 and engine[0] not in gateway.processes():
