@@ -57,9 +57,19 @@ def test_every_threshold_rises(highest: float, alpha: float, gamma: float, one: 
         assert rule(low) <= rule(high) * (1 + 1e-12)
 
 
-@given(spans, st.floats(0.05, 1.0), shares)
-def test_ect_has_one_price_on_an_alpha_share(highest: float, alpha: float, z: float) -> None:
-    assert (ect(z, 1.0, highest, alpha) == 1.0) == (z <= alpha)
+@given(spans, shares, shares)
+def test_ect_has_one_price_on_an_alpha_share(highest: float, place: float, z: float) -> None:
+    least = least_alpha(1.0, highest)
+    alpha = least + place * (1.0 - least)
+    if z <= alpha:
+        assert ect(z, 1.0, highest, alpha) == 1.0
+    elif z > alpha + 1e-6:
+        assert ect(z, 1.0, highest, alpha) > 1.0
+
+
+def test_ect_with_less_than_the_least_alpha_asks_for_the_lowest_price_for_longer() -> None:
+    assert least_alpha(1.0, 10.0) > 0.25
+    assert ect(0.25, 1.0, 10.0, 0.125) == 1.0
 
 
 @given(spans, st.floats(0.05, 0.95), st.floats(0.0, 1.0))
