@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from threading import Barrier, Event, Thread
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from apportion.core.budget import Budget
 from apportion.serve.ledger.database import Database
-from apportion.serve.ledger.entries import Batch, Move
+from apportion.serve.ledger.entries import BankError, Batch, Move
 from apportion.serve.ledger.line_tables import lines
-from apportion.serve.ledger.lines import Lines, ListeningStore, Ride
+from apportion.serve.ledger.lines import Lines, ListeningStore, Ride, entering
 
 TOKENS = Budget("tokens", "tokens", 1000)
 
@@ -143,3 +143,64 @@ def test_what_changes_while_it_is_told_stays_stale(sides: list[Side]) -> None:
     assert two.lines.stale(10) == []
     with one.database.reading.connect() as c:
         assert c.execute(select(lines)).all() == []
+
+
+def enter(side: Side, holder: str) -> None:
+    """As `RedisBank.open` does."""
+    with side.store.along(entering(holder)):
+        side.database.open(holder, "here")
+    side.lines.enter(holder)
+
+
+def test_many_enter_at_once(postgres_url: str) -> None:
+    """One is in the midst of it and does not come to its end before another has."""
+    one, two = Side(postgres_url), Side(postgres_url)
+    entered: list[str] = []
+
+    def meanwhile(*_: object) -> None:
+        if not entered:
+            entered.append("two")
+            enter(two, "two")
+
+    try:
+        event.listen(one.database.engine, "commit", meanwhile)
+        enter(one, "one")
+        entered.clear()
+        one.lines.enter("one")
+        assert entered == ["two"]
+        with one.database.reading.connect() as c:
+            assert sorted(c.execute(select(lines.c.holder)).scalars()) == ["one", "two"]
+    finally:
+        one.database.dispose()
+        two.database.dispose()
+
+
+@pytest.mark.parametrize("first", ["the database", "Redis"])
+def test_of_two_who_would_lend_one_is_refused(postgres_url: str, first: str) -> None:
+    """The other comes while the first has not come to its end."""
+    plain, side = Database(postgres_url), Side(postgres_url)
+    refused: list[str] = []
+    threads: list[Thread] = []
+
+    def other() -> None:
+        with pytest.raises(BankError, match="lends"):
+            enter(side, "redis") if first == "the database" else plain.open("plain", "here")
+        refused.append(first)
+
+    def meanwhile(*_: object) -> None:
+        if not threads:
+            threads.append(Thread(target=other))
+            threads[0].start()
+
+    try:
+        if first == "the database":
+            event.listen(plain.engine, "commit", meanwhile)
+            plain.open("plain", "here")
+        else:
+            event.listen(side.database.engine, "commit", meanwhile)
+            enter(side, "redis")
+        threads[0].join()
+        assert refused == [first]
+    finally:
+        plain.dispose()
+        side.database.dispose()

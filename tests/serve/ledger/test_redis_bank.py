@@ -239,6 +239,77 @@ def test_a_budget_is_changed_by_whoever_was_configured_last(replicas: Replicas) 
     replicas.right()
 
 
+def test_what_the_database_defines_as_ever_is_not_learned_from_it(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes to an account reads and swaps: what it read would be out of date if it asked in between."""
+    replicas.teller("one").lease({}, 100)
+    two = replicas.teller("two")
+    asked: list[str] = []
+    bank: Any = two.bank
+    for of, name in ((bank._lines, "snapshot"), (bank._hash, "read"), (bank._hash, "swap")):
+        call = getattr(of, name)
+        monkeypatch.setattr(of, name, lambda *a, call=call, name=name: (asked.append(name), call(*a))[1])
+    assert two.lease({}, 100)[0].granted == 100
+    assert asked[:2] == ["read", "swap"], "what comes after is housekeeping"
+    replicas.right()
+
+
+@pytest.mark.parametrize("who", ["itself", "another", "nobody"])
+def test_redis_learns_of_a_definition_that_it_was_not_told(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """The database has it; then it is told by who brought it, by who says the same, or when that one is dead."""
+    one = replicas.teller("one")
+    one.lease({}, 100)
+    replicas.wait(1)
+    less = Budget("tokens", "tokens", 300)
+    two = replicas.teller("two", less)
+
+    def lost(*_: Any) -> None:
+        raise BankError("Redis: TimeoutError")
+
+    monkeypatch.setattr(two.bank._hash, "swap", lost)  # type: ignore[attr-defined]
+    with pytest.raises(LendingError):
+        two.lease({}, 50)
+    monkeypatch.undo()
+    if who == "itself":
+        two.say()
+    elif who == "another":
+        assert replicas.teller("three", less).lease({}, 50)[0].available == 150
+    else:
+        for _ in range(2):
+            replicas.wait(20)
+            one.say()
+    shared = replicas.shared("tokens@all")
+    assert shared is not None
+    assert shared.account.budget == less
+    replicas.right()
+
+
+def test_a_bank_that_goes_on_for_another_learns_what_that_left_untold(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = replicas.teller("one"), replicas.teller("two")
+    one.lease({}, 100)
+    two.lease({}, 10)
+    entry = one.reserve(tokens=80)
+    assert entry is not None
+    one.settle(entry, tokens=30)
+
+    def lost(*_: Any) -> None:
+        raise BankError("Redis: TimeoutError")
+
+    monkeypatch.setattr(one.bank._hash, "swap", lost)  # type: ignore[attr-defined]
+    with pytest.raises(LendingError) as caught:
+        one.say()
+    one.heard(caught.value.receipt)
+    one.bank = replicas.bank()
+    one.say()
+    assert replicas.lent() == {"one": 70, "two": 10}
+    replicas.right()
+
+
 def test_a_budget_of_another_resource_begins_anew(replicas: Replicas) -> None:
     one = replicas.teller("one")
     one.lease({}, 100)
@@ -602,6 +673,30 @@ def test_who_closes_gives_everything_back(replicas: Replicas) -> None:
     one.bank.close("one")
     assert replicas.lent() == {"two": 10}
     assert replicas.rows(lines.c.holder) == [("two",), ("two",)]
+    replicas.right()
+
+
+def test_what_another_has_told_meanwhile_is_not_told_again(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many close at once: those who were not the quickest find nothing left to tell."""
+    one, two, three = (replicas.teller(name) for name in ("one", "two", "three"))
+    for it in (one, two, three):
+        it.lease({}, 100)
+    bank: Any = one.bank
+    swap, snapshot, learned = bank._hash.swap, bank._lines.snapshot, []
+
+    def overtaken(epoch: str, changes: list[Change]) -> bool:
+        monkeypatch.setattr(bank._hash, "swap", swap)
+        two.bank.close("two")
+        return bool(swap(epoch, changes))
+
+    monkeypatch.setattr(bank._hash, "swap", overtaken)
+    monkeypatch.setattr(bank._lines, "snapshot", lambda ids: (learned.append(ids), snapshot(ids))[1])
+    bank.close("one")
+    assert learned == [["tokens@all"]]
+    assert replicas.lent() == {"three": 100}
+    assert replicas.rows(stale.c.account) == []
     replicas.right()
 
 

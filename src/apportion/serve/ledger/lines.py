@@ -68,9 +68,9 @@ def entering(holder: str) -> Ride:
 
 
 class Heard(threading.local):
-    """What the last transaction of this thread has done. ``charged``: units spent by account. ``repeated``: the batch
-    had been applied before, and what it charged then is not known. ``epoch``: the one in force, None unless it was
-    asked for.
+    """What the last transaction of this thread has done. ``defined``: how the accounts were defined when it came to
+    them. ``charged``: units spent by account. ``repeated``: the batch had been applied before, and what it charged
+    then is not known. ``epoch``: the one in force, None unless it was asked for.
     """
 
     def __init__(self) -> None:
@@ -79,6 +79,7 @@ class Heard(threading.local):
         self.live = False
         self.repeated = False
         self.before: dict[str, str] = {}
+        self.defined: dict[str, str] = {}
         self.charged: dict[str, int] = {}
         self.epoch: str | None = None
 
@@ -109,7 +110,7 @@ class ListeningStore:
         heard = self._heard
         row = self._store.holder(c, holder)
         ride = heard.ride
-        heard.holder, heard.before, heard.live = holder, {}, False
+        heard.holder, heard.before, heard.defined, heard.live = holder, {}, {}, False
         if ride is not None and ride.holder == holder and row is not None and row.dead_us is None:
             heard.live, heard.charged, heard.repeated = True, {}, row.batch >= ride.number
             heard.epoch = _along(c, ride)
@@ -118,6 +119,7 @@ class ListeningStore:
     def accounts(self, c: Connection, holder: str, ids: Sequence[str]) -> list[AccountRow]:
         rows = self._store.accounts(c, holder, ids)
         self._heard.before = {row.id: row.state for row in rows}
+        self._heard.defined = {row.id: row.definition for row in rows}
         return rows
 
     def save(self, c: Connection, now_us: int, rows: Sequence[tuple[str, int, str]]) -> None:
@@ -162,7 +164,7 @@ def _along(c: Connection, ride: Ride) -> str | None:
 
 
 def _mark(c: Connection, ids: Sequence[str]) -> None:
-    for some in _chunks(sorted(set(ids))):
+    for some in _chunks(sorted({*ids} - {_EVERYTHING})):
         marked = _insert(c, stale)
         on = marked.on_conflict_do_update(
             index_elements=["account"], set_={"version": marked.excluded.version}
@@ -257,7 +259,8 @@ class Lines:
             holders.c.dead_us.is_(None), holders.c.holder != holder, ~elsewhere
         )
         with self._writing() as c:
-            c.execute(select(settings.c.value).where(settings.c.name == _EPOCH).with_for_update())
+            # Not while the database registers one of its own; others who enter are in nobody's way.
+            c.execute(select(settings.c.value).where(settings.c.name == _EPOCH).with_for_update(read=True))
             if c.execute(here.limit(1)).first() is not None:
                 raise BankError(
                     "the database itself still lends to other workers: end them before Redis lends"
@@ -334,7 +337,7 @@ class Lines:
     def refreshed(self, told: Sequence[tuple[str, int]]) -> None:
         """Redis has learned about these, as they were when `stale` told of them."""
         with self._writing() as c:
-            for id, version in told:
+            for id, version in sorted(told):  # as others lock them
                 c.execute(delete(stale).where(stale.c.account == id, stale.c.version == version))
 
     @contextmanager

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, Self
 
 from apportion.serve.ledger.bank import Recovery
 from apportion.serve.ledger.database import Database
+from apportion.serve.ledger.definitions import encode
 from apportion.serve.ledger.entries import BankError, Batch, Entry, Grant, LendingError, Move, Receipt
 from apportion.serve.ledger.lending import nothing
 from apportion.serve.ledger.lines import Lines, ListeningStore, Ride, Snapshot, entering
@@ -84,9 +85,13 @@ class Presence(NamedTuple):
 class _Seat:
     """What this process remembers of a holder, its own."""
 
-    __slots__ = ("batch", "behind", "charged", "counted", "empty", "lines", "said", "seen_s")
+    __slots__ = (
+        "batch", "behind", "charged", "counted", "empty", "first", "lines", "resumed", "said", "seen_s"
+    )  # fmt: skip
 
-    def __init__(self, counted: int) -> None:
+    def __init__(self, counted: int, *, resumed: bool) -> None:
+        self.resumed = resumed
+        """Whether it may have told the database something that is not remembered here."""
         self.counted = counted
         """Its last batch in the database, by the database's count: batches that spend nothing are not counted."""
         self.batch = 0
@@ -99,6 +104,8 @@ class _Seat:
         """Accounts with a line of which it had nothing when it spoke of them last: when and in which epoch."""
         self.said: dict[str, object] = {}
         """How the database was told that the budgets of the accounts are defined."""
+        self.first: set[str] = set()
+        """Accounts of which it speaks for the first time: Redis may define them otherwise than the database."""
         self.behind: dict[str, Move] = {}
         """What Redis was not told, though the database was."""
 
@@ -149,7 +156,7 @@ class RedisBank:
         except BankError:
             self._database.close(holder)
             raise
-        self._seats[holder] = _Seat(0)
+        self._seats[holder] = _Seat(0, resumed=False)
         self._told(self._seats[holder], receipt)
         return receipt
 
@@ -202,7 +209,7 @@ class RedisBank:
     def _seat(self, holder: str) -> _Seat:
         seat = self._seats.get(holder)
         if seat is None:
-            seat = self._seats[holder] = _Seat(self._lines.counted(holder) or 0)
+            seat = self._seats[holder] = _Seat(self._lines.counted(holder) or 0, resumed=True)
         return seat
 
     def _record(self, seat: _Seat, batch: Batch) -> Receipt | None:
@@ -244,8 +251,14 @@ class RedisBank:
             self._asked_s = self._monotonic()
             self._epoch = self._epoch if self._epoch == heard.epoch else ""
         seat.said.update((account, move.budget) for account, move in undefined.items())
-        # What exactly was charged before, and how a budget is defined now, only the database knows.
-        seat.behind.update({move.account: move for move in batch.moves} if heard.repeated else undefined)
+        seat.first.update(undefined)
+        # What was charged before, and what became of a definition that was not the database's, only the database knows.
+        seat.behind.update(
+            (id, move)
+            for id, move in ((move.account, move) for move in batch.moves)
+            if heard.repeated
+            or (id in undefined and (seat.resumed or heard.defined.get(id) != encode(move.budget)))
+        )
         return receipt
 
     def _strikes(self, seat: _Seat, batch: Batch) -> list[str]:
@@ -256,7 +269,7 @@ class RedisBank:
         for account, (since_s, _) in seat.empty.items():
             if since_s > before_s or len(found) == _STRIKES:
                 break
-            if account not in present:
+            if account not in present and account not in seat.behind:
                 found.append(account)
         return found
 
@@ -305,7 +318,8 @@ class RedisBank:
         now_us = self._now_us()
         at = dict(zip(moves, cells, strict=True))
         books = {id: SharedAccount.decode(cell.value) for id, cell in at.items() if cell.value}
-        self._learn(epoch, books, [id for id in moves if id not in books or id in seat.behind], now_us)
+        learned = [id for id, move in moves.items() if _unknown(seat, books.get(id), move)]
+        self._learn(epoch, books, learned, now_us)
         for id, move in moves.items():
             if books[id].account.resource == move.budget.resource:
                 # What was spent of an account that has just been learned about is in it.
@@ -320,6 +334,7 @@ class RedisBank:
             if not self._hash.swap(epoch, changes):
                 raise ConflictError
         seat.behind.clear()
+        seat.first.clear()
         self._note(seat, batch.moves, grants)
         return grants
 
@@ -424,12 +439,7 @@ class RedisBank:
         if look:
             self._lines.orphans()
             self._lines.inherit(now_us)
-        for _ in range(_ROUNDS):
-            stale = self._lines.stale(_STALE)
-            if not stale:
-                break
-            self._refresh([id for id, _ in stale])
-            self._lines.refreshed(stale)
+        self._tell_stale()
         if look:
             self._looked_s = self._monotonic()
             try:
@@ -437,16 +447,26 @@ class RedisBank:
             except EpochLostError:  # which has forgotten it all
                 self._epoch = ""
 
-    def _refresh(self, ids: Sequence[str]) -> None:
-        """Tell Redis how these accounts stand in the database, and who is dead."""
-        for tries in range(_TRIES):
+    def _tell_stale(self) -> None:
+        """Tell Redis how stale accounts stand in the database, and who is dead."""
+        rounds = tries = 0
+        while rounds < _ROUNDS:
+            stale = self._lines.stale(_STALE)
+            if not stale:
+                return
             try:
-                if self._refreshed(ids):
-                    return
+                told = self._refreshed([id for id, _ in stale])
             except EpochLostError:
-                self._epoch = ""
+                self._epoch, told = "", False
+            if told:
+                self._lines.refreshed(stale)
+                rounds += 1
+                continue
+            if tries == _TRIES:
+                raise ConflictError
+            # Whoever was quicker may have told the same, so what is stale is asked for anew.
             self._pause(tries)
-        raise ConflictError
+            tries += 1
 
     def _refreshed(self, ids: Sequence[str]) -> bool:
         """Whether nobody else was quicker."""
@@ -527,6 +547,14 @@ def _presence(holder: str) -> str:
 
 def _whole(epoch: str, there: str, process: str) -> bool:
     return bool(epoch) and epoch == there and epoch.endswith(f":{process}")
+
+
+def _unknown(seat: _Seat, book: SharedAccount | None, move: Move) -> bool:
+    """Whether only the database can say how the account stands. To ask it takes long, and whoever swaps in the
+    meantime is quicker: not without need.
+    """
+    id = move.account
+    return book is None or id in seat.behind or (id in seat.first and book.account.budget != move.budget)
 
 
 def _line(seat: _Seat, move: Move) -> int | None:
