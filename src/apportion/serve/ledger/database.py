@@ -174,12 +174,22 @@ class Database:
         time, Unix seconds.
         """
         store = self._store
-        now_us = self._read(lambda c: store.now_us(c, self._clock_us()))
+
+        def due(c: Connection) -> tuple[int, list[str], dict[str, list[str]]]:
+            now_us = store.now_us(c, self._clock_us())
+            return (
+                now_us,
+                dying.silent(c, now_us, self.lease_s),
+                dying.over(c, now_us, self.lease_s, self.forget_s),
+            )
+
+        now_us, silent, ended = self._read(due)
         self._swept_us = now_us
-        for holder in self._read(lambda c: dying.silent(c, now_us, self.lease_s)):
+        for holder in silent:
             logger.warning("worker %s is not heard of any more: what it has reserved counts as spent", holder)
             self._transact(lambda c: dying.give_up(store, c, holder, self._clock_us(), self.lease_s))  # noqa: B023
-        ended = self._read(lambda c: dying.over(c, now_us, self.lease_s, self.forget_s))
+        if silent:
+            ended = self._read(lambda c: dying.over(c, now_us, self.lease_s, self.forget_s))
         for holder, ids in ended.items():
             self._transact(lambda c: dying.inherit(store, c, holder, self._clock_us(), ids))  # noqa: B023
         return now_us / US

@@ -22,6 +22,11 @@ _STATEMENT_MS: Final = 5000
 _SILENCE_S: Final = 3.0
 """So much longer than the server's own limit is waited for it."""
 _PATIENT_MS: Final = 600_000
+_PATIENT: Final = "SELECT " + ", ".join(
+    f"set_config('{name}', '{_PATIENT_MS}', true)"
+    for name in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+)
+"""`SET LOCAL` of all three in one round trip."""
 _LOCK: Final = 0x6170706F7274
 """Key of the advisory lock around changes of tables."""
 _AGAIN: Final = frozenset(("40001", "40P01"))
@@ -169,8 +174,7 @@ def _begin(c: Connection) -> None:
 
 def _take_time(c: Connection) -> None:
     cast(_Connection, c.connection.driver_connection).limit_s = _SILENCE_S + _PATIENT_MS / 1000.0
-    for name in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
-        c.exec_driver_sql(f"SET LOCAL {name} = {_PATIENT_MS}")
+    c.exec_driver_sql(_PATIENT).close()
 
 
 def _wrapped(error: psycopg.Error) -> DBAPIError:
