@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import defaultdict
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 from sqlalchemy import create_engine, text
@@ -41,13 +42,13 @@ class Books(NamedTuple):
     """Reservations that were settled at what they had reserved, because a process had died."""
 
 
-def recover(plan: Plan) -> None:
-    """What the next start of the proxy does: read the journals of the dead."""
+def recover(plan: Plan, journal: Path | None = None) -> None:
+    """What the next start of the proxy does: read the journals of the dead, in ``plan.journal`` or ``journal``."""
 
     async def open_and_close() -> None:
-        settings = Settings(plan.journal, lease_s=plan.lease_s)
+        settings = Settings(journal or plan.journal, lease_s=plan.lease_s)
         ledger = await Ledger.open(plan.bank(), settings, rng=random.Random(0))
-        assert await ledger.close()
+        assert await ledger.close(240.0)
 
     asyncio.run(open_and_close())
 

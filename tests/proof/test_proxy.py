@@ -22,8 +22,9 @@ from blackbox.upstream import Upstream, new_marker
 from blackbox.wire import Broken
 from servers import free_port
 
-from .audit import entries_of
+from .audit import entries_of, recover
 from .crew import PATIENCE_S
+from .worker import Plan
 
 USD_PER_TOKEN_IN, USD_PER_TOKEN_OUT = Decimal("0.00001"), Decimal("0.001")
 PRICE = {"input_usd_per_mtok": 10.0, "output_usd_per_mtok": 1000.0}
@@ -142,7 +143,12 @@ async def prove(directory: Path, upstream: Upstream, ledger: Json, disasters: in
         stop = gateway.stop if clients.statuses else gateway.kill
         await asyncio.to_thread(stop)
     assert clients.statuses[200] > 50, clients.statuses
-    compare(clients, upstream, str(ledger["url"]))
+    # Where the whole proxy ended before the last worker killed had a successor, the next start reads its journal.
+    plan = Plan(directory, str(ledger["url"]), (), ledger.get("redis"))
+    (journal,) = plan.journal.iterdir()  # that of the one database
+    await asyncio.to_thread(recover, plan, journal)
+    assert list(journal.iterdir()) == [], "journals were left behind"
+    compare(clients, upstream, plan.url)
 
 
 def compare(clients: Clients, upstream: Upstream, url: str) -> None:
