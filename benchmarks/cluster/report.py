@@ -72,7 +72,7 @@ def _llumnix(section: Results) -> str:
 
 Sixteen instances of LLaMA-7B on A10s ({"13,616"} tokens of memory each, prompts before answers), power-law lengths of
 4 to 6,144 tokens with the means that are named, 64 Gbit/s and 5 ms between instances. {section["requests"]} requests
-with each seed ({section["requests"] * 2} with priorities), those of all seeds together, and in brackets the least and
+with each seed ({section["requests"] * 2} short ones), those of all seeds together, and in brackets the least and
 the most of single seeds. {_seeds(section["seeds"])}
 *INFaaS-like* dispatches to the least memory used and asked for. The rates are where
 round robin runs out of memory; at *long* everybody does, at the others whoever looks at memory hardly waits. Prefill
