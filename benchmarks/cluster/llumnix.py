@@ -119,7 +119,9 @@ def tails(n: int) -> dict[str, Any]:
     found = {}
     law = profile()
     for name in WORKLOADS:
-        many = 2 * n if name == "short" else n  # they are over sooner, before the tail of their lengths is felt
+        many = (
+            2 * n if name == "short" else n
+        )  # they are over sooner, before the tail of their lengths is felt
         traces = [workload(name, many, seed) for seed in SEEDS["tails"]]
         prompts = np.concatenate([trace.prompt_tokens for trace in traces])
         alone = [float(law.seconds_of(p, prefill_pairs=p * p / 2, requests=1)) for p in prompts]
