@@ -26,6 +26,7 @@ from apportion.serve.local.settings import EngineSettings, Report
 _PR_SET_PDEATHSIG = 1
 _MIB = 1 << 20
 _GENERATION_BATCH_TOKENS = 512
+_LAST_WORDS_S = 10
 
 
 def main() -> NoReturn:
@@ -121,9 +122,13 @@ def _go_first_when_memory_ends() -> None:
 
 
 def _refuse(out: BinaryIO, report: Report) -> NoReturn:
+    """Report, and end as programs do: only then does the thread that writes llama.cpp's log get to its end, where the
+    reason stands. Should that hang, the alarm ends it.
+    """
     out.write(msgspec.json.encode(report) + b"\n")
-    sys.stderr.flush()
-    os._exit(1)
+    if hasattr(signal, "alarm"):
+        signal.alarm(_LAST_WORDS_S)
+    sys.exit(1)
 
 
 if __name__ == "__main__":
