@@ -214,6 +214,24 @@ def test_saved_arrays_that_do_not_fit_together_are_refused(head: str, part: str)
         restore(document)
 
 
+@pytest.mark.parametrize("part", ["value", "rarity", "base", "scale", "mark", "cut", "child"])
+def test_saved_trees_that_do_not_fit_together_are_refused(part: str) -> None:
+    document = artefact(fit(*_told(np.random.default_rng(5), False), method="boosted"))
+    saved = document["saved"]["learned"]["seats"]["lexical"]["head"]
+    saved[part] = pack(unpack(saved[part])[:1])
+    with pytest.raises(SavedStateError, match="cannot be read"):
+        restore(document)
+
+
+@pytest.mark.parametrize("head", ["knn", "linear", "boosted", "mixture"])
+@pytest.mark.parametrize("models", [MODELS[:-1], [*MODELS, "one more"], [MODELS[0]] * len(MODELS)])
+def test_another_number_of_models_than_was_saved_is_refused(head: str, models: list[str]) -> None:
+    document = artefact(fit(*_told(np.random.default_rng(5), False), method=head))
+    document["saved"]["learned"]["seats"]["lexical"]["models"] = models
+    with pytest.raises(SavedStateError, match="do not fit together"):
+        restore(document)
+
+
 def _go_alike(plain: TwoViews, prepared: TwoViews, random: np.random.Generator, with_vectors: bool) -> None:
     models = [*MODELS, "new"]
     for _ in range(25):

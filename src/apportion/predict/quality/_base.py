@@ -200,24 +200,25 @@ class TwoViews(QualityPredictor):
                 field="method",
             )
         try:
-            seats = {
-                name: Seat(
-                    View.load(one["view"]),
-                    type(self).head.load(one["head"], self),
-                    one["models"],
-                    Calibrator.load(one["calibrator"]),
-                )
-                for name, one in learned["seats"].items()
-            }
+            seats = {name: self._loaded(one) for name, one in learned["seats"].items()}
             drift = DriftMonitor(self.rows_per_false_alarm)
             drift.load(learned["drift"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise SavedStateError(
                 f"The saved state of {type(self).__name__} cannot be read: {error}.",
                 field="learned",
                 fix="It was written by another version or cut short; fit anew or start without it.",
             ) from error
         self._seats, self._drift = seats, drift
+
+    def _loaded(self, one: Mapping[str, Any]) -> Seat:
+        """A saved seat. It is asked once in arrays, which notice what does not fit and machine code would not."""
+        head = type(self).head.load(one["head"], self)
+        seat = Seat(View.load(one["view"]), head, one["models"], Calibrator.load(one["calibrator"]))
+        means, sds = head.raw(np.zeros(seat.view.width))
+        if {len(means), len(sds), len(seat.calibrator.line)} != {len(seat.places)}:
+            raise ValueError("the saved models do not fit together")
+        return seat
 
 
 def nothing(models: int) -> Said:
