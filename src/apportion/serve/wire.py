@@ -11,6 +11,7 @@ Dialects: "chat", "completions", "embeddings" (OpenAI and compatible), "messages
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from enum import IntEnum
@@ -642,7 +643,7 @@ def merge_messages_usage(old: Mapping[str, Any], new: object) -> dict[str, Any]:
 # --- streams --------------------------------------------------------------------------------------
 
 
-class StreamReader:
+class StreamReader(ABC):
     """Reads the events of one stream; made by ``stream_reader``. Keeps counts, never the text.
 
     Attributes:
@@ -682,14 +683,14 @@ class StreamReader:
         self.output_events = 0
         self.usage_final = False
 
+    @abstractmethod
     def event(self, data: Buffer, event_name: bytes | None = None) -> Kind:
         """Read what followed ``data: `` in one event; ``event_name`` is what followed ``event: ``."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def usage(self) -> Usage | None:
         """The latest usage the upstream reported."""
-        raise NotImplementedError
 
     def _fail(self, error: object) -> Kind:
         self.error = bytes(error) if isinstance(error, (msgspec.Raw, bytes, memoryview)) else dumps(error)
